@@ -1,0 +1,141 @@
+"""Draw, roll out, score and filter: from a recipe and a policy to the table an update learns from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.clock import Clock
+from coterie.errors import RewardError, RunError
+from coterie.pieces import BoundPiece
+from coterie.rollouts import Prompt, Rollouts, Sampling
+from coterie.run import Run
+from coterie.schedules import resolve
+from coterie.streams import stream
+from coterie.update import provide
+from coterie.wiring import wanted
+
+
+def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
+    """A full batch of scored groups that pass the filters, drawing again where some do not. None: nothing passed."""
+    filters = run.recipe.chain["selection.filters"]
+    rounds = max((int(f.settings.get("max_rounds", 1)) for f in filters), default=1)
+    want, kept, dropped, drawn, seen = run.settings.draw.prompts, [], 0, 0, []
+    for round_ in range(rounds):
+        have = sum(len(k.prompts) for k in kept)
+        batch = shape(run, score(run, roll_out(run, step, round_, want - have, clock), clock), step, clock)
+        seen.append(batch)
+        drawn += len(batch.prompts)
+        passed = _apply_filters(filters, batch, step) if filters else batch
+        dropped += len(batch.prompts) - (len(passed.prompts) if passed is not None else 0)
+        if passed is not None:
+            kept.append(passed)
+        if sum(len(k.prompts) for k in kept) >= want:
+            break
+    run.metrics["groups/drawn"], run.metrics["groups/dropped"] = float(drawn), float(dropped)
+    run.seen = Rollouts.concat(seen)
+    return Rollouts.concat(kept) if kept else None
+
+
+def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts:
+    """Draw `count` prompts and complete each `group_size` times. Seeds are keyed by step, round, prompt and sample."""
+    s = run.settings
+    size = len(run.task.train)
+    indices = run.curriculum({"size": size, "count": count, "seed": s.seed}, step)
+    with clock.phase("generate"):
+        prompts = [run.prompt(i) for i in indices]
+        seeds = [
+            [stream(s.seed, "rollout", step, round_, place, k) for k in range(s.rollout.group_size)]
+            for place in range(len(prompts))
+        ]
+        entropy = "entropy_old" in wanted(run.recipe, "roll out")
+        return run.strategy(
+            {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": sampling_at(run, step),
+             "entropy": entropy},
+            step,
+        )  # fmt: skip
+
+
+def sampling_at(run: Run, step: int) -> Sampling:
+    r = run.settings.rollout
+    return Sampling(float(resolve(r.temperature, step)), r.top_p, r.top_k, r.min_p, r.max_tokens, tuple(r.stop))
+
+
+def score(run: Run, rollouts: Rollouts, clock: Clock) -> Rollouts:
+    """Reward components by the task's and the user's functions, their weighted sum, and the verifier's verdict.
+
+    A rollout for which no function gave a value leaves the table, so that it enters no mean.
+    """
+    with clock.phase("score"):
+        order = rollouts["groups"].tolist()
+        rows = [rollouts.prompts[g].row for g in order]
+        ids = [t[:n] for t, n in zip(rollouts["tokens"].tolist(), rollouts["lengths"].tolist(), strict=True)]
+        scores = run.rewards.score([r.get("prompt") for r in rows], rollouts.texts, rows, ids)
+        components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
+        new: dict[str, Any] = {"components": components, "rewards": _combine(components, run.reward_weights)}
+        if run.task.verify is not None:
+            verdicts = [bool(run.task.verify(t, r)) for t, r in zip(rollouts.texts, rows, strict=True)]
+            new["correct"] = torch.tensor(verdicts)
+        for outcome in ("error", "timeout", "none"):
+            count = sum(c.get(outcome, 0) for c in scores.outcomes.values())
+            run.metrics[f"reward/{outcome}s"] = run.metrics.get(f"reward/{outcome}s", 0.0) + count
+        new = {k: _to(v, rollouts["groups"].device) for k, v in new.items()}
+        rollouts = rollouts.with_columns(**new)
+        valid = ~rollouts["rewards"].isnan()
+        if not bool(valid.any()):
+            raise RewardError("no reward function gave a value for any rollout of this batch", hint="check the functions")
+        return rollouts if bool(valid.all()) else rollouts.rows(valid)
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
+
+
+def _combine(components: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """Weighted sum, leaving out what a function did not answer; NaN where none did."""
+    stacked = torch.stack([components[name] * weights[name] for name in components])
+    total = torch.nansum(stacked, 0)
+    return torch.where(stacked.isnan().all(0), math.nan, total)
+
+
+def shape(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> Rollouts:
+    """Spread the reward over decisions where a piece reads that, then apply the shaping pieces."""
+    chain = run.recipe.chain["rewards.shaping"]
+    if "token_rewards" in wanted(run.recipe, "score"):
+        last = rollouts["mask"] & (rollouts["mask"].flip(-1).cumsum(-1).flip(-1) == 1)
+        rollouts = rollouts.with_columns(token_rewards=last * rollouts["rewards"].unsqueeze(-1))
+    if chain:
+        rollouts = provide(run, rollouts, "rewards.shaping", step, clock)
+    for piece in chain:
+        new = piece(run.table(rollouts, step), step)
+        if piece.piece.writes == "token_rewards":
+            rollouts = rollouts.with_columns(token_rewards=new, rewards=new.sum(-1))
+        else:
+            change = new - rollouts["rewards"]
+            rollouts = rollouts.with_columns(rewards=new)
+            if "token_rewards" in rollouts:
+                last = rollouts["mask"] & (rollouts["mask"].flip(-1).cumsum(-1).flip(-1) == 1)
+                rollouts = rollouts.with_columns(token_rewards=rollouts["token_rewards"] + last * change.unsqueeze(-1))
+    if not bool(rollouts["rewards"].isfinite().all()):
+        raise RunError("a reward is not finite after shaping", hint="look at the pieces of rewards.shaping")
+    return rollouts
+
+
+def _apply_filters(filters: list[BoundPiece], batch: Rollouts, step: int) -> Rollouts | None:
+    keep = torch.ones_like(batch["rewards"], dtype=torch.bool)
+    for piece in filters:
+        keep &= piece(batch.columns, step) > 0
+    return select_groups(batch, keep) if bool(keep.any()) else None
+
+
+def select_groups(batch: Rollouts, keep: Tensor) -> Rollouts:
+    """The kept rows, with the prompts that no longer have any removed and groups renumbered."""
+    out = batch.rows(keep)
+    alive, groups = torch.unique(out["groups"], return_inverse=True)
+    out = out.with_columns(groups=groups)
+    out.prompts = [batch.prompts[i] for i in alive.tolist()]
+    return out
+

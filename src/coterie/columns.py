@@ -1,0 +1,115 @@
+"""The vocabulary: every column a piece may name, with its exact shape, who provides it, and what it means.
+
+A piece asks for a column by naming it as a positional parameter. A new column is added here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table. `shapes` are the admissible ones, over B rollouts, T decisions, P prompts, U turns."""
+
+    name: str
+    shapes: tuple[str, ...]
+    provider: str
+    meaning: str
+    dtype: str = "float"
+
+    @property
+    def shape_text(self) -> str:
+        return " or ".join(f"[{s.replace(' ', ',')}]" for s in self.shapes)
+
+
+_TABLE = """
+groups       | B      | draw        | int   | group index: rollouts of one prompt share it
+rewards      | B      | score       | float | scalar reward: weighted sum of the components unless a piece combines them
+components   | {B}    | score       | float | reward components before combination, by name
+correct      | B      | score       | bool  | the verifier's verdict, where the task has one
+token_rewards| B T    | score       | float | reward of each decision: the scalar reward on the last one, plus dense terms
+mask         | B T    | roll out    | bool  | decisions the policy took (not prompt, padding or tool output)
+lengths      | B      | roll out    | int   | number of decisions of each rollout, mask.sum(-1)
+truncated    | B      | roll out    | bool  | stopped by the budget, not by itself
+tokens       | B T    | roll out    | int   | token ids, where decisions are tokens
+logp_old     | B T    | roll out    | float | log-prob under the policy and sampling spec that took the decision
+entropy_old  | B T    | roll out    | float | entropy of the decision's distribution when it was taken
+version      | B T    | roll out    | int   | version of the weights that took the decision
+logp         | B T    | policy      | float | current log-prob; carries gradient in the update
+entropy      | B T    | policy      | float | entropy of the decision's distribution; carries gradient in the update
+logp_ref     | B T    | reference   | float | log-prob under the frozen or slowly moving reference
+turn         | B T    | environment | int   | turn index of each decision, -1 where masked
+state_key    | B U    | environment | int   | hashable observation key of each turn
+step_rewards | B U    | environment | float | reward of each turn or process step
+parent       | B      | environment | int   | rollout this one was forked from, itself where it was not
+branch       | B      | environment | int   | decision index at which it was forked
+prompt_index | B      | draw        | int   | stable index of the prompt in the task's training set
+advantages   | B,B T  | credit      | float | current advantage; modifiers read it and return a new one
+weights      | B,B T  | select      | float | gradient weight of each rollout or decision, 0 drops
+ratio        | B,B T  | update      | float | importance ratio, by the recipe's ratio piece
+step         | scalar | loop        | int   | optimisation step
+budget       | scalar | loop        | int   | completion budget of the run, rollout.max_tokens
+"""
+
+
+def _parse(table: str) -> dict[str, Column]:
+    columns = {}
+    for line in table.strip().splitlines():
+        name, shapes, provider, dtype, meaning = (part.strip() for part in line.split("|"))
+        columns[name] = Column(name, tuple(s.strip() for s in shapes.split(",")), provider, meaning, dtype)
+    return columns
+
+
+COLUMNS: dict[str, Column] = _parse(_TABLE)
+
+
+def check(name: str, value: Any, dims: dict[str, int], *, reader: str = "") -> None:
+    """Raise ShapeError unless `value` has a shape the vocabulary declares for `name`.
+
+    `dims` binds B, T, U across the columns of one call, so two columns of different size are caught too.
+    """
+    column = COLUMNS[name]
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_tensor(f"{name}[{key!r}]", part, ("B",), dims, reader)
+        return
+    if column.shapes == ("scalar",):
+        return
+    _check_tensor(name, value, column.shapes, dims, reader)
+
+
+def _check_tensor(name: str, value: Any, shapes: tuple[str, ...], dims: dict[str, int], reader: str) -> None:
+    where = reader or None
+    if not isinstance(value, Tensor):
+        raise ShapeError(f"column '{name}' must be a tensor, got {type(value).__name__}", where=where)
+    for shape in shapes:
+        axes = shape.split()
+        if len(axes) == value.dim() and all(
+            dims.get(axis, size) == size for axis, size in zip(axes, value.shape, strict=True)
+        ):
+            dims.update(zip(axes, value.shape, strict=True))
+            return
+    want = " or ".join("[" + ",".join(f"{a}={dims[a]}" if a in dims else a for a in s.split()) + "]" for s in shapes)
+    raise ShapeError(
+        f"column '{name}' has shape {list(value.shape)}, expected {want}",
+        where=where,
+        hint="pass one value a rollout as [B] and one a decision as [B,T]; nothing is broadcast silently",
+    )
+
+
+def per_decision(x: Tensor, mask: Tensor) -> Tensor:
+    """Spread a [B] column over [B,T]; a [B,T] column passes unchanged. This is the only broadcasting there is."""
+    return x.unsqueeze(-1).expand(mask.shape) if x.dim() == 1 else x
+
+
+def finite_or_zero(x: Tensor, mask: Tensor) -> Tensor:
+    """Zero wherever the mask is off, so that padding (even NaN or -inf) can never reach a sum."""
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))

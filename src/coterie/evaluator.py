@@ -1,0 +1,72 @@
+"""Held-out evaluation of a policy: sampled and greedy completions, verified, summarised with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from coterie.evaluation import summarise
+from coterie.policies.causal_lm import CausalLM
+from coterie.rollouts import Prompt, Rollouts, Sampling
+from coterie.sections import Settings
+from coterie.streams import stream
+from coterie.tasks.base import Task
+
+WAVE = 512
+"""Rows sampled at a time, so that memory does not grow with the size of the evaluation."""
+
+
+def evaluate(policy: CausalLM, task: Task, settings: Settings) -> dict[str, float]:
+    """{"eval/…"}: avg@k, pass@k, maj@k and length with bootstrap intervals; greedy accuracy beside it."""
+    if task.verify is None or len(task.held_out) == 0:
+        return {}
+    spec, r = settings.evaluation, settings.rollout
+    rows = [task.held_out[i] for i in range(min(spec.prompts, len(task.held_out)))]
+    sampling = Sampling(spec.temperature, r.top_p, r.top_k, r.min_p, r.max_tokens, tuple(r.stop))
+    rollouts = complete(policy, rows, sampling, spec.samples, settings.seed, "eval")
+    k = spec.samples
+    correct = verdicts(task, rollouts).view(len(rows), k)
+    answers = [rollouts.texts[i * k : (i + 1) * k] for i in range(len(rows))]
+    out = summarise(
+        correct.numpy(),
+        rollouts["lengths"].cpu().view(len(rows), k).numpy(),
+        answers=answers,
+        truncated=rollouts["truncated"].cpu().view(len(rows), k).numpy(),
+        ks=sorted({1, k}),
+    )
+    if spec.greedy:
+        greedy = complete(policy, rows, Sampling(0.0, max_tokens=r.max_tokens, stop=tuple(r.stop)), 1, 0, "greedy")
+        out["eval/greedy"] = float(verdicts(task, greedy).float().mean())
+    return out
+
+
+def accuracy(policy: CausalLM, task: Task, settings: Settings, *, held_out: bool, key: int) -> float:
+    """Sampled accuracy on a few problems, one completion each, at the rollouts' temperature."""
+    source = task.held_out if held_out else task.train
+    rows = [source[i] for i in range(min(settings.evaluation.prompts, len(source)))]
+    r = settings.rollout
+    temperature = r.temperature if isinstance(r.temperature, float) else r.temperature.at(0)
+    sampling = Sampling(temperature, r.top_p, r.top_k, r.min_p, r.max_tokens, tuple(r.stop))
+    return float(verdicts(task, complete(policy, rows, sampling, 1, settings.seed, f"probe{key}")).float().mean())
+
+
+def complete(
+    policy: CausalLM, rows: Sequence[dict[str, Any]], sampling: Sampling, samples: int, seed: int, purpose: str
+) -> Rollouts:
+    """`samples` completions of every row's prompt, seeds keyed by purpose, row and sample."""
+    parts = []
+    per_wave = max(WAVE // samples, 1)
+    for start in range(0, len(rows), per_wave):
+        some = rows[start : start + per_wave]
+        prompts = [Prompt(policy.encode(row["prompt"]), row) for row in some]
+        seeds = [[stream(seed, purpose, start + i, k) for k in range(samples)] for i in range(len(some))]
+        parts.append(policy.rollout(prompts, seeds, sampling))
+    return Rollouts.concat(parts)
+
+
+def verdicts(task: Task, rollouts: Rollouts) -> torch.Tensor:
+    assert task.verify is not None
+    rows = [rollouts.prompts[g].row for g in rollouts["groups"].tolist()]
+    return torch.tensor([bool(task.verify(t, r)) for t, r in zip(rollouts.texts, rows, strict=True)])

@@ -1,0 +1,88 @@
+"""The loop: draw, roll out, score, credit, select, update. One screen; everything else is a piece."""
+
+from __future__ import annotations
+
+
+import torch
+
+from coterie.clock import Clock
+from coterie.collect import collect
+from coterie.evaluator import evaluate
+from coterie.observe.reporter import Reporter
+from coterie.observe.summary import describe
+from coterie.rollouts import Rollouts
+from coterie.run import Run
+from coterie.update import provide, update
+from coterie.warm_start import warm_start
+
+
+def train(run: Run, reporter: Reporter) -> None:
+    """Run until the recipe's steps are done, or until the reporter says that the user wants to stop."""
+    if not run.started:
+        begin(run, reporter)
+    while run.step < run.settings.steps and not reporter.stopping:
+        clock, step = Clock(), run.step
+        run.metrics = {}
+        batch = collect(run, step, clock)
+        batch = delay(run, batch)
+        if batch is not None:
+            batch = select(run, credit(run, batch, step, clock), step, clock)
+            update(run, batch, step, clock)
+            if run.needs_reference():
+                run.reference().after_step(step + 1)
+        run.step += 1
+        run.metrics |= describe(run.seen, batch)
+        if due(run.step, run.settings.evaluation.every, run.settings.steps):
+            with clock.phase("eval"):
+                run.metrics |= evaluate(run.policy, run.task, run.settings)
+        reporter.step(run, batch, clock)
+        if due(run.step, run.settings.checkpoint.every, run.settings.steps) or reporter.stopping:
+            reporter.checkpoint(run)
+
+
+def begin(run: Run, reporter: Reporter) -> None:
+    """Before the first step: the warm start, the reference it is measured against, and where we stand."""
+    clock = Clock()
+    run.metrics = {}
+    with clock.phase("warm_start"):
+        run.metrics |= warm_start(run, reporter.note)
+    run.started = True
+    if run.needs_reference():
+        run.reference()
+    with clock.phase("eval"):
+        run.metrics |= evaluate(run.policy, run.task, run.settings)
+    reporter.step(run, None, clock)
+    reporter.checkpoint(run)
+
+
+@torch.no_grad()
+def credit(run: Run, batch: Rollouts, step: int, clock: Clock) -> Rollouts:
+    """One baseline, then the modifiers in order: each reads columns and returns the new advantages."""
+    batch = provide(run, batch, "credit", step, clock)
+    for piece in (run.recipe.single["credit.baseline"], *run.recipe.chain["credit.modifiers"]):
+        batch = batch.with_columns(advantages=piece(run.table(batch, step), step))
+    return batch
+
+
+@torch.no_grad()
+def select(run: Run, batch: Rollouts, step: int, clock: Clock) -> Rollouts:
+    """Gradient weights: one everywhere, then what each selection piece makes of them."""
+    batch = provide(run, batch, "selection.weights", step, clock)
+    for piece in run.recipe.chain["selection.weights"]:
+        batch = batch.with_columns(weights=piece(run.table(batch, step), step))
+    return batch if "weights" in batch else batch.with_columns(weights=run.table(batch, step)["weights"])
+
+
+def delay(run: Run, batch: Rollouts | None) -> Rollouts | None:
+    """Hold a batch back for `update.staleness` updates."""
+    if run.settings.update.staleness == 0:
+        return batch
+    if batch is not None:
+        run.pending.append(batch)
+    return run.pending.popleft() if len(run.pending) > run.settings.update.staleness else None
+
+
+def due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+

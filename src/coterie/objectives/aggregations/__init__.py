@@ -1,0 +1,5 @@
+"""How decisions become one number: the coefficient of each decision in the update."""
+
+from coterie.pieces import discover
+
+discover(__name__)

@@ -1,0 +1,5 @@
+"""Whole losses that take the place of ratio and trust region."""
+
+from coterie.pieces import discover
+
+discover(__name__)

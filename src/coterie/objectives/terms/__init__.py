@@ -1,0 +1,5 @@
+"""Penalties added to the loss: KL, entropy."""
+
+from coterie.pieces import discover
+
+discover(__name__)

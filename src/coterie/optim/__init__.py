@@ -1,0 +1,5 @@
+"""Optimizers."""
+
+from coterie.pieces import discover
+
+discover(__name__)

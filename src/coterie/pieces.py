@@ -1,0 +1,328 @@
+"""Pieces: plain functions that name the columns they read.
+
+Positional parameters are columns; keyword-only parameters are settings. The signature is the schema: it validates YAML
+and `key=value` arguments, completes the command line and writes the docs page. Used alone, a piece is an ordinary
+tensor function. A piece with memory is a small class whose `__init__` takes the settings (kept as attributes of the
+same name) and whose `__call__` takes the columns, with `state_dict` and `load_state_dict`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from coterie import columns as vocabulary
+from coterie.errors import RecipeError, did_you_mean
+from coterie.schedules import Schedule, looks_like_schedule, resolve
+
+# kind -> (package its files live in, column it writes or None)
+KINDS: dict[str, tuple[str, str | None]] = {
+    "curriculum": ("coterie.curriculum", None),
+    "strategy": ("coterie.rollout.strategies", None),
+    "task": ("coterie.tasks", None),
+    "verifier": ("coterie.rewards.verifiers", None),
+    "shaping": ("coterie.rewards.shaping", "rewards"),
+    "baseline": ("coterie.credit", "advantages"),
+    "modifier": ("coterie.credit", "advantages"),
+    "filter": ("coterie.selection", "weights"),
+    "selection": ("coterie.selection", "weights"),
+    "ratio": ("coterie.objectives.ratios", "ratio"),
+    "trust_region": ("coterie.objectives.trust_regions", None),
+    "loss": ("coterie.objectives.losses", None),
+    "term": ("coterie.objectives.terms", None),
+    "aggregation": ("coterie.objectives.aggregations", None),
+    "optimizer": ("coterie.optim", None),
+}
+TABLE_KINDS = frozenset(k for k in KINDS if k not in {"curriculum", "strategy", "task", "verifier", "optimizer"})
+_OUTPUT_SHAPES = ("B", "B T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One keyword-only parameter of a piece."""
+
+    name: str
+    annotation: Any
+    default: Any
+    required: bool
+
+    @property
+    def numeric(self) -> bool:
+        parts = typing.get_args(self.annotation) or (self.annotation,)
+        return (float in parts or int in parts) and bool not in parts
+
+    @property
+    def type_text(self) -> str:
+        if typing.get_origin(self.annotation) is typing.Literal:
+            return " | ".join(str(a) for a in typing.get_args(self.annotation))
+        return getattr(self.annotation, "__name__", None) or str(self.annotation).replace("typing.", "")
+
+    def validate(self, value: Any) -> Any:
+        if isinstance(value, Schedule):
+            return value
+        if self.numeric and looks_like_schedule(value):
+            return Schedule.model_validate(value)
+        return TypeAdapter(self.annotation).validate_python(value)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A registered piece: what it reads, what may be set, what it writes."""
+
+    kind: str
+    slug: str
+    fn: Callable[..., Any]
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    settings: dict[str, Setting]
+    paper: str | None
+    writes: str | None
+    stateful: bool
+    whole_groups: bool
+    doc: str
+    summary: str
+    module: str = field(default="")
+
+    def bind(self, values: Mapping[str, Any], *, where: str = "") -> BoundPiece:
+        """Validate settings against the signature. Errors name the key, the nearest key and the expected type."""
+        place = where or f"{self.kind} '{self.slug}'"
+        bound = {}
+        for name, value in values.items():
+            setting = self.settings.get(name)
+            if setting is None:
+                raise RecipeError(
+                    f"{self.kind} '{self.slug}' has no setting '{name}'",
+                    where=place,
+                    hint=did_you_mean(name, self.settings) if self.settings else "it has no settings",
+                )
+            try:
+                bound[name] = setting.validate(value)
+            except ValidationError as error:
+                raise RecipeError(
+                    f"'{name}' of {self.kind} '{self.slug}' expects {setting.type_text}, got {value!r}",
+                    where=place,
+                    hint=f"{error.errors()[0]['msg'].lower()}",
+                ) from None
+        for name, setting in self.settings.items():
+            if setting.required and name not in bound:
+                raise RecipeError(
+                    f"{self.kind} '{self.slug}' needs the setting '{name}' ({setting.type_text})", where=place
+                )
+        return BoundPiece(self, bound)
+
+
+class BoundPiece:
+    """A piece with its settings chosen; a stateful one is instantiated once, here."""
+
+    def __init__(self, piece: Piece, settings: dict[str, Any]) -> None:
+        self.piece = piece
+        self.settings = {n: s.default for n, s in piece.settings.items() if not s.required} | settings
+        self.instance: Any = piece.fn(**self.at(0)) if piece.stateful else None
+
+    def at(self, step: int) -> dict[str, Any]:
+        return {name: resolve(value, step) for name, value in self.settings.items()}
+
+    def __call__(self, table: Mapping[str, Any], step: int = 0) -> Any:
+        """Run on a table of columns: required ones must be there, optional ones are passed when they are."""
+        piece = self.piece
+        columns = {name: table[name] for name in piece.required}
+        columns |= {name: table[name] if name in table else None for name in piece.optional}
+        if self.instance is not None:
+            for name, value in self.at(step).items():
+                setattr(self.instance, name, value)
+            return _checked(piece, self.instance, columns, {})
+        return _checked(piece, piece.fn, columns, self.at(step))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.instance.state_dict() if self.instance is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.instance is not None:
+            self.instance.load_state_dict(state)
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
+        return f"{self.piece.slug}({inside})"
+
+
+def _checked(piece: Piece, fn: Callable[..., Any], columns: dict[str, Any], settings: dict[str, Any]) -> Any:
+    if piece.kind not in TABLE_KINDS:
+        return fn(**columns, **settings)
+    reader = f"{piece.kind} '{piece.slug}'"
+    dims: dict[str, int] = {}
+    for name, value in columns.items():
+        if value is not None:
+            vocabulary.check(name, value, dims, reader=reader)
+    result = fn(**columns, **settings)
+    vocabulary._check_tensor("its result", result, _OUTPUT_SHAPES, dims, reader)
+    return result
+
+
+_registry: dict[tuple[str, str], Piece] = {}
+_discovered: set[str] = set()
+
+
+def _read_signature(fn: Callable[..., Any], skip_self: bool) -> tuple[list[str], list[str], dict[str, Setting]]:
+    hints = typing.get_type_hints(fn)
+    required, optional, settings = [], [], {}
+    for name, p in inspect.signature(fn).parameters.items():
+        if name == "self" and skip_self:
+            continue
+        if p.kind is p.KEYWORD_ONLY:
+            needed = p.default is p.empty
+            settings[name] = Setting(name, hints.get(name, Any), None if needed else p.default, needed)
+        elif p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.POSITIONAL_ONLY:
+            (required if p.default is p.empty else optional).append(name)
+        else:
+            raise TypeError(f"{fn.__qualname__}: a piece takes columns and keyword-only settings, not *{name}")
+    return required, optional, settings
+
+
+def register(kind: str, obj: Any, *, paper: str | None, writes: str | None, whole_groups: bool, slug: str | None) -> Any:
+    """Make a piece of a function or a stateful class, and return it ready to be called on its own."""
+    stateful = inspect.isclass(obj)
+    if stateful:
+        required, optional, none = _read_signature(obj.__call__, True)
+        _, _, settings = _read_signature(obj.__init__, True)
+        if none:
+            raise TypeError(f"{obj.__name__}: settings belong to __init__, columns to __call__")
+    else:
+        required, optional, settings = _read_signature(obj, False)
+    if kind == "credit":
+        kind = "modifier" if "advantages" in required else "baseline"
+    if kind in TABLE_KINDS:
+        unknown = [c for c in (*required, *optional) if c not in vocabulary.COLUMNS]
+        if unknown:
+            raise RecipeError(
+                f"{kind} '{obj.__name__}' reads column '{unknown[0]}', which is not in the vocabulary",
+                hint=did_you_mean(unknown[0], vocabulary.COLUMNS) + "; settings are keyword-only (after *)",
+            )
+    doc = inspect.getdoc(obj) or ""
+    name = slug or obj.__module__.rsplit(".", 1)[-1] if stateful else slug or obj.__name__
+    piece = Piece(
+        kind, name.replace("_", "-") if kind == "task" else name, obj, tuple(required), tuple(optional), settings,
+        paper, writes or KINDS[kind][1], stateful, whole_groups, doc, doc.split("\n")[0], obj.__module__,
+    )  # fmt: skip
+    key = (kind, piece.slug)
+    known = _registry.get(key)
+    if known is not None and known.module != piece.module:
+        raise RecipeError(f"{kind} '{piece.slug}' is defined twice, in {known.module} and in {piece.module}")
+    _registry[key] = piece
+    if stateful or kind not in TABLE_KINDS:
+        obj.piece = piece
+        return obj
+
+    @functools.wraps(obj)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        names = [*piece.required, *piece.optional]
+        columns: dict[str, Any] = dict(zip(names, args, strict=False))
+        columns |= {k: kwargs.pop(k) for k in list(kwargs) if k in names}
+        if len(args) > len(names) or any(c not in columns for c in piece.required):
+            inspect.signature(obj).bind(*args, **kwargs, **({} if args else columns))  # Python's own message
+        return _checked(piece, obj, columns, kwargs)
+
+    call.piece = piece  # type: ignore[attr-defined]
+    return call
+
+
+def _decorator(kind: str) -> Callable[..., Callable[[Any], Any]]:
+    def decorate(
+        *, paper: str | None = None, writes: str | None = None, whole_groups: bool = False, slug: str | None = None
+    ) -> Callable[[Any], Any]:
+        """`paper`: arXiv id; `writes`: column it returns, where not its kind's; `whole_groups`: never split a group."""
+        return lambda obj: register(
+            kind, obj, paper=paper, writes=writes, whole_groups=whole_groups, slug=slug
+        )
+
+    decorate.__name__ = kind
+    return decorate
+
+
+credit = _decorator("credit")
+shaping = _decorator("shaping")
+filter = _decorator("filter")
+selection = _decorator("selection")
+ratio = _decorator("ratio")
+trust_region = _decorator("trust_region")
+loss = _decorator("loss")
+term = _decorator("term")
+aggregation = _decorator("aggregation")
+curriculum = _decorator("curriculum")
+strategy = _decorator("strategy")
+task = _decorator("task")
+verifier = _decorator("verifier")
+optimizer = _decorator("optimizer")
+
+
+def discover(package: str) -> None:
+    """Import every module of a stage's package, so that its pieces register; then set each as the package's attribute."""
+    if package in _discovered:
+        return
+    _discovered.add(package)
+    module = importlib.import_module(package)
+    for info in pkgutil.iter_modules(module.__path__):
+        if not info.ispkg:
+            importlib.import_module(f"{package}.{info.name}")
+    for piece in list(_registry.values()):
+        owner, _, name = piece.module.rpartition(".")
+        if owner == package:
+            public = piece.fn.__name__
+            setattr(module, public, getattr(sys.modules[f"{owner}.{name}"], public))
+
+
+def _discover_all() -> None:
+    for package, _ in KINDS.values():
+        discover(package)
+    if "plug-ins" not in _discovered:
+        _discovered.add("plug-ins")
+        for entry in importlib.metadata.entry_points(group="coterie.pieces"):
+            entry.load()
+
+
+def load_file(path: str) -> None:
+    """Import a user's Python file of pieces, named in a recipe or on the command line."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise RecipeError(f"no such Python file: {path}", hint="give the path of a .py file that defines the piece")
+    name = f"coterie_user_{file.stem}"
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(file.resolve()):
+        return
+    spec = importlib.util.spec_from_file_location(name, file.resolve())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def get(kind: str, slug: str, *, where: str = "") -> Piece:
+    """The piece of a kind by its slug, or by `file.py:name` for a user's own."""
+    if ".py:" in slug:
+        path, slug = slug.rsplit(":", 1)
+        load_file(path)
+    _discover_all()
+    piece = _registry.get((kind, slug)) or _registry.get((kind, slug.replace("-", "_")))
+    if piece is None:
+        known = [s for k, s in _registry if k == kind]
+        raise RecipeError(f"unknown {kind.replace('_', ' ')} '{slug}'", where=where or None, hint=did_you_mean(slug, known))
+    return piece
+
+
+def all_pieces(kind: str | None = None) -> list[Piece]:
+    """Every registered piece (of one kind), built-in, plug-in and user-defined, in order of kind and slug."""
+    _discover_all()
+    return sorted((p for p in _registry.values() if kind in (None, p.kind)), key=lambda p: (p.kind, p.slug))
+
+

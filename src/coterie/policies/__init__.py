@@ -1,0 +1,1 @@
+"""Policies: what takes decisions. Import the one you need; each loads its own heavy dependencies."""

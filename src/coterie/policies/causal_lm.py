@@ -1,0 +1,262 @@
+"""The causal-LM policy: any transformers causal LM, whole or by adapters, that samples, scores, saves and loads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from coterie.errors import PolicyError
+from coterie.policies import tokenizers
+from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
+from coterie.policies.logprobs import rows_per_chunk, score_hidden
+from coterie.policies.packing import pack
+from coterie.policies.split import SplitModel
+from coterie.rollout.engines.base import Generation, Request
+from coterie.rollout.engines.local import LocalEngine, evaluating
+from coterie.rollout.engines.sampling import measure
+from coterie.rollouts import Prompt, Rollouts, Sampling
+
+
+class CausalLM:
+    """A policy whose decisions are tokens. Everything it returns is on `device`.
+
+    `version` counts updates of the weights; the loop bumps it, and every sampled token carries it. Sampling and RL
+    scoring run in eval mode: with dropout on, the ratio of a policy to itself would not be 1.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, spec: ModelSpec) -> None:
+        self.model, self.tokenizer, self.spec = model, tokenizer, spec
+        self.version = 0
+        self.engine = LocalEngine(model, tokenizer, context=_context(model, spec))
+        with evaluating(model):
+            self._split = SplitModel(model)
+        if spec.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            for layer in self._checkpointed_layers():
+                _disable_own_dropout(layer)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, *, tokenizer: Any = None) -> CausalLM:
+        """Build or load what `spec` names. Raises PolicyError with the mend when it cannot."""
+        return cls(*load_model_and_tokenizer(spec, tokenizer), spec)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def has_adapters(self) -> bool:
+        return hasattr(self.model, "get_base_model")
+
+    # Text
+
+    def encode(self, prompt: str | Sequence[tokenizers.Message]) -> tuple[int, ...]:
+        """Token ids of a prompt, plain or conversational (see `tokenizers.encode`)."""
+        return tokenizers.encode(self.tokenizer, prompt, self.spec.system)
+
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Text of a completion, without special tokens and cut before a stop string."""
+        return tokenizers.decode(self.tokenizer, [list(ids)], stop)[0]
+
+    # Sampling
+
+    def generate(self, requests: Sequence[Request], *, entropy: bool = False) -> Generation:
+        """Complete requests with the local engine."""
+        return self.engine.generate(requests, entropy=entropy)
+
+    def rollout(
+        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], sampling: Sampling, *, entropy: bool = False
+    ) -> Rollouts:
+        """One group a prompt, one rollout a seed: the table with everything the roll-out stage provides."""
+        requests = [Request(p.tokens, tuple(s), sampling) for p, s in zip(prompts, seeds, strict=True)]
+        made = self.generate(requests, entropy=entropy)
+        sizes = torch.tensor([len(s) for s in seeds], device=self.device)
+        groups = torch.arange(len(prompts), device=self.device).repeat_interleave(sizes)
+        lengths = made.mask.sum(-1)
+        columns = {
+            "groups": groups,
+            "tokens": made.tokens,
+            "mask": made.mask,
+            "lengths": lengths,
+            "truncated": made.truncated,
+            "logp_old": made.logp,
+            "version": torch.where(made.mask, self.version, 0),
+            "prompt_index": torch.tensor([p.index for p in prompts], device=self.device)[groups],
+        }
+        if made.entropy is not None:
+            columns["entropy_old"] = made.entropy
+        rows = zip(made.tokens.tolist(), lengths.tolist(), strict=True)
+        texts = tokenizers.decode(self.tokenizer, [ids[:n] for ids, n in rows], sampling.stop)
+        return Rollouts(list(prompts), dict(columns), sampling, texts)
+
+    # Scoring
+
+    def score(self, rollouts: Rollouts, want: Collection[str] = ("logp",)) -> dict[str, Tensor]:
+        """{"logp", "entropy"} [B,T] as wanted, of the decisions as `rollouts.sampling` drew them; 0 where masked.
+
+        Differentiable when gradients are on. Float32 (float64 for a float64 model). All rows in one forward pass: the
+        caller micro-batches. Raises PolicyError for greedy rollouts when gradients are on: their distribution is a
+        point.
+        """
+        unknown = set(want) - {"logp", "entropy"}
+        if unknown:
+            raise PolicyError(f"a causal LM provides logp and entropy, not {', '.join(sorted(unknown))}", where="score")
+        if rollouts.sampling.temperature == 0.0 and torch.is_grad_enabled():
+            raise PolicyError(
+                "rollouts sampled at temperature 0 cannot be trained on",
+                where="rollout.temperature",
+                hint="sample at a temperature above 0, or score under torch.no_grad()",
+            )
+        prompts = [p.tokens for p in rollouts.prompts]
+        with self.train_mode(dropout=False):
+            return self._score(
+                prompts, rollouts["groups"], rollouts["tokens"], rollouts["mask"], rollouts.sampling, want
+            )
+
+    def sft_loss(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
+        """Mean cross-entropy (nats) over completion tokens, EOS appended to each completion: a scalar with gradient.
+
+        Prompts carry no loss. Dropout acts, where the model has any.
+        """
+        eos = self.tokenizer.eos_token_id
+        rows = [[*c] if eos is None or tuple(c[-1:]) == (eos,) else [*c, eos] for c in completions]
+        width = max(map(len, rows))
+        tokens = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=self.device)
+        mask = torch.arange(width, device=self.device) < torch.tensor([[len(r)] for r in rows], device=self.device)
+        groups = torch.arange(len(rows), device=self.device)
+        with self.train_mode():
+            logp = self._score(prompts, groups, tokens, mask, Sampling(), ("logp",))["logp"]
+        return -logp.sum() / mask.sum()
+
+    def _score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        groups: Tensor,
+        tokens: Tensor,
+        mask: Tensor,
+        sampling: Sampling,
+        want: Collection[str],
+    ) -> dict[str, Tensor]:
+        groups, tokens, mask = (x.to(self.device) for x in (groups, tokens, mask))
+        ids, row, column = pack(prompts, groups, tokens, mask)
+        chosen = tokens[mask]
+        if self._split.exact:
+            hidden = self._split.body(ids)[row, column]
+            chunk = rows_per_chunk(self._split.vocabulary, self.device)
+            scores = score_hidden(hidden, self._head, chosen, sampling, want, chunk)
+        else:
+            scores = self._score_whole(ids, row, column, chosen, sampling, want)
+        return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in scores.items()}
+
+    def _score_whole(
+        self, ids: Tensor, row: Tensor, column: Tensor, chosen: Tensor, sampling: Sampling, want: Collection[str]
+    ) -> dict[str, Tensor]:
+        """For models that do not split: the model's own logits, one row of the batch at a time, recomputed backward."""
+
+        def one(i: Tensor) -> dict[str, Tensor]:
+            mine = row == i
+            logits = self._forbid(self._split.full_logits(ids[i : i + 1])[0, column[mine]])
+            return measure(logits, chosen[mine], sampling, want)
+
+        numbers = torch.arange(len(ids), device=self.device)
+        if torch.is_grad_enabled():
+            parts = [checkpoint(one, i, use_reentrant=False) for i in numbers]
+        else:
+            parts = [one(i) for i in numbers]
+        return {name: torch.cat([part[name] for part in parts]) for name in want}
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return self._forbid(self._split.head(hidden))
+
+    def _forbid(self, logits: Tensor) -> Tensor:
+        """Leave out what the engine never samples, so that both sides normalise over the same tokens."""
+        if not self.engine.forbid:
+            return logits
+        return logits.index_fill(-1, torch.tensor(self.engine.forbid, device=logits.device), float("-inf"))
+
+    @contextmanager
+    def train_mode(self, *, dropout: bool = True) -> Iterator[None]:
+        """Modes for a differentiable forward pass, restored after: dropout as asked, gradient checkpointing by spec.
+
+        transformers checkpoints a layer only while that layer is in training mode, so without dropout exactly those
+        layers are put in training mode, and their dropout and attention, which are modules inside, stay in eval
+        (dropout a layer applies by itself, as OPT's do, is off for good under checkpointing).
+        """
+        with evaluating(self.model):
+            if dropout:
+                self.model.train()
+            elif self.spec.gradient_checkpointing and torch.is_grad_enabled():
+                for layer in self._checkpointed_layers():
+                    layer.training = True
+            try:
+                yield
+            finally:
+                self.model.eval()
+
+    def _checkpointed_layers(self) -> Iterator[Any]:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        return (m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer))
+
+    # Weights
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        """What the optimiser updates: every weight, or the adapters alone."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trainable parameters by name, tied ones once; not copied."""
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy `state` into the trainable parameters. Raises PolicyError unless names and shapes agree exactly."""
+        own = self.state_dict()
+        wrong = sorted(own.keys() ^ state.keys()) or sorted(n for n in own if own[n].shape != state[n].shape)
+        if wrong:
+            raise PolicyError(
+                f"the saved weights do not fit this model: {len(wrong)} differ, first {wrong[0]}",
+                where="load_state_dict",
+                hint="load them with the model (and LoRA settings) they were saved from",
+            )
+        for name, p in own.items():
+            p.copy_(state[name])
+
+    def save(self, folder: str | Path, *, merge: bool = False) -> None:
+        """Write model, tokenizer and generation config in Hugging Face format.
+
+        With adapters, only they are written, unless `merge=True`: then they are folded into a copy of the weights and
+        plain `AutoModelForCausalLM.from_pretrained` loads the result.
+        """
+        model = self.model
+        if merge and self.has_adapters:
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def copy_frozen(self) -> CausalLM:
+        """An independent copy that takes no gradient. With adapters, prefer `Reference`, which copies them alone."""
+        twin = CausalLM(copy.deepcopy(self.model).requires_grad_(False), self.tokenizer, self.spec)
+        twin.version = self.version
+        twin.engine.forbid = self.engine.forbid
+        return twin
+
+
+def _disable_own_dropout(layer: Any) -> None:
+    """Zero the dropout rates that a layer keeps as plain numbers and applies while it is in training mode."""
+    for name, value in vars(layer).items():
+        if "dropout" in name and isinstance(value, float):
+            setattr(layer, name, 0.0)
+
+
+def _context(model: Any, spec: ModelSpec) -> int | None:
+    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [n for n in (own, spec.max_context) if n is not None]
+    return min(limits) if limits else None

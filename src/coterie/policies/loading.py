@@ -1,0 +1,207 @@
+"""What a recipe says about a causal LM, and loading it: every way this goes wrong has its own message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from coterie.errors import PolicyError
+from coterie.policies.tiny import TinySpec, build
+
+
+class LoraSpec(BaseModel):
+    """Low-rank adapters (arXiv:2106.09685), trained in place of the weights. Needs the extra `peft`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Acts in supervised warm starts only: RL scores with dropout off."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class ModelSpec(BaseModel):
+    """Which causal LM is the policy: a folder or hub id by `name`, or a tiny one from scratch by `init`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = None
+    init: TinySpec | None = None
+    seed: int = 0
+    """Random weights of `init` and of new LoRA adapters."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """`auto` is the dtype the checkpoint was saved in."""
+    device: str = "auto"
+    """`auto` is CUDA where there is one, else the CPU."""
+    lora: LoraSpec | None = None
+    gradient_checkpointing: bool = False
+    attn: str | None = None
+    """Attention implementation, as transformers names them (sdpa, eager, flash_attention_2, ...)."""
+    trust_remote_code: bool = False
+    """Run Python that the model's repository brings. Off unless you have read it."""
+    revision: str | None = None
+    chat_template: Path | None = None
+    """A Jinja file that replaces the tokenizer's chat template."""
+    system: str | None = None
+    """System prompt. A plain-text prompt then becomes the user's message of a conversation."""
+    max_context: int | None = Field(None, ge=2)
+    """Bounds prompt plus completion below the model's own context."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSpec:
+        if (self.name is None) == (self.init is None):
+            raise ValueError("give exactly one of `name` (a folder or hub id) and `init` (a tiny model from scratch)")
+        return self
+
+
+def load_model_and_tokenizer(spec: ModelSpec, tokenizer: Any = None) -> tuple[Any, Any]:
+    """The model on its device in eval mode (in a PEFT wrapper where it has adapters), and its tokenizer."""
+    import torch
+
+    device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if spec.init is not None:
+        model, own = build(spec.init, spec.seed)
+        if spec.dtype == "bfloat16":
+            model = model.bfloat16()
+    else:
+        model, own = _pretrained(spec, tokenizer)
+    tokenizer = tokenizer or own
+    if spec.chat_template is not None:
+        tokenizer.chat_template = _read_template(spec.chat_template)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise PolicyError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}",
+            where=spec.name,
+            hint="use the tokenizer the model was trained with",
+        )
+    if spec.lora is not None:
+        model = _add_lora(model, spec)
+    return model.to(device).eval(), tokenizer
+
+
+def _pretrained(spec: ModelSpec, tokenizer: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert spec.name is not None
+    local = _check_folder(spec.name)
+    common: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    if spec.revision is not None:
+        common["revision"] = spec.revision
+    if tokenizer is None:
+        tokenizer = _ask(spec.name, local, "tokenizer", lambda: AutoTokenizer.from_pretrained(spec.name, **common))
+    options = {**common, "dtype": spec.dtype}
+    if spec.attn is not None:
+        options["attn_implementation"] = spec.attn
+    if local and (Path(spec.name) / "adapter_config.json").is_file():
+        return _load_adapters(spec, options), tokenizer
+    load = lambda: AutoModelForCausalLM.from_pretrained(spec.name, **options)  # noqa: E731
+    return _ask(spec.name, local, "model", load), tokenizer
+
+
+def _check_folder(name: str) -> bool:
+    """Whether `name` is a local folder with a model in it. A path that is not there is an error, a hub id is not."""
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / f).is_file() for f in ("config.json", "adapter_config.json")):
+            raise PolicyError(
+                "not a model folder: it has no config.json",
+                where=name,
+                hint="name a folder written by save_pretrained, or `coterie export RUN DIR` to make one from a run",
+            )
+        return True
+    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.exists()
+    if looks_like_path:
+        problem = "not a folder" if path.exists() else "no such folder"
+        raise PolicyError(
+            problem, where=name, hint="name a model folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct"
+        )
+    return False
+
+
+def _ask(name: str, local: bool, what: str, load: Any) -> Any:
+    """Run a from_pretrained and turn its failures (OSError, ValueError, missing packages) into the user's terms."""
+    try:
+        return load()
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not local:
+            raise PolicyError(
+                f"cannot get the {what} from the hub: {first}",
+                where=name,
+                hint="check the id and the network, log in for gated models, or name a local folder",
+            ) from error
+        hint = (
+            "the folder needs tokenizer files beside the weights: save the tokenizer there too"
+            if what == "tokenizer"
+            else "check that the folder is complete and that this version of transformers knows the architecture"
+        )
+        raise PolicyError(f"cannot load the {what}: {first}", where=name, hint=hint) from error
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise PolicyError(
+            "LoRA needs the package peft, which is not installed",
+            where="policy.lora",
+            hint="pip install 'coterie[peft]'",
+        ) from error
+    return peft
+
+
+def _add_lora(model: Any, spec: ModelSpec) -> Any:
+    import torch
+
+    peft = _peft()
+    assert spec.lora is not None
+    if isinstance(model, peft.PeftModel):
+        raise PolicyError(
+            "the folder already holds adapters",
+            where=spec.name,
+            hint="leave `lora` out to go on training them, or merge them first (coterie export)",
+        )
+    targets = spec.lora.target_modules
+    config = peft.LoraConfig(
+        r=spec.lora.r,
+        lora_alpha=spec.lora.alpha,
+        lora_dropout=spec.lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        try:
+            return peft.get_peft_model(model, config)
+        except ValueError as error:
+            raise PolicyError(str(error).splitlines()[0], where="policy.lora.target_modules") from error
+
+
+def _load_adapters(spec: ModelSpec, options: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    peft = _peft()
+    base = peft.PeftConfig.from_pretrained(spec.name).base_model_name_or_path
+    if not base:
+        raise PolicyError(
+            "the adapters do not say which model they belong to",
+            where=spec.name,
+            hint="export with the adapters merged into the weights (coterie export does)",
+        )
+    options = {key: value for key, value in options.items() if key != "revision"}
+    load = lambda: AutoModelForCausalLM.from_pretrained(base, **options)  # noqa: E731
+    model = _ask(base, _check_folder(base), "model", load)
+    return peft.PeftModel.from_pretrained(model, spec.name, is_trainable=True)
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PolicyError(
+            f"cannot read the chat template: {error.strerror}", where=str(path), hint="check policy.chat_template"
+        ) from error

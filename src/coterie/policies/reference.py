@@ -1,0 +1,79 @@
+"""The reference policy: who `logp_ref` comes from. Frozen, an exponential moving average, or a periodic copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from coterie.policies.causal_lm import CausalLM
+from coterie.rollouts import Rollouts
+
+Update = Literal["frozen", "ema", "periodic"]
+
+
+class Reference:
+    """Scores rollouts under a policy that stands still or follows slowly; never with gradient.
+
+    `frozen` stays at the policy of construction. `ema` moves after every step: ref <- decay * ref + (1 - decay) *
+    policy. `periodic` copies the policy every `every` steps. It holds one float copy of the trainable parameters and
+    swaps them into the policy's own model to score, so no second model is loaded; with adapters that copy is small, and
+    for fresh adapters under `frozen` there is none: the base with its adapters off is the reference.
+    """
+
+    def __init__(self, policy: CausalLM, update: Update = "frozen", decay: float = 0.99, every: int = 50) -> None:
+        self.policy, self.update, self.decay, self.every = policy, update, decay, every
+        bare = update == "frozen" and policy.has_adapters and _adapters_are_zero(policy)
+        self._weights = None if bare else {n: p.clone() for n, p in policy.state_dict().items()}
+
+    @torch.no_grad()
+    def score(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """{"logp_ref": [B,T]} under the sampling spec of the rollouts, 0 where masked."""
+        with self._in_place():
+            return {"logp_ref": self.policy.score(rollouts, {"logp"})["logp"]}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Follow the policy. `step` counts optimisation steps done, from 1."""
+        if self._weights is None or self.update == "frozen":
+            return
+        if self.update == "periodic" and step % self.every:
+            return
+        rate = 1.0 if self.update == "periodic" else 1.0 - self.decay
+        for name, p in self.policy.state_dict().items():
+            self._weights[name].lerp_(p, rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self._weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        weights = state["weights"]
+        self._weights = None if weights is None else {n: w.to(self.policy.device).clone() for n, w in weights.items()}
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        if self._weights is None:
+            with self.policy.model.disable_adapter():
+                yield
+            return
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        """Exchange storages with the policy: nothing is copied, and the optimiser's parameters stay its own."""
+        assert self._weights is not None
+        for name, p in self.policy.model.named_parameters():
+            if name in self._weights:
+                p.data, self._weights[name] = self._weights[name], p.data
+
+
+def _adapters_are_zero(policy: CausalLM) -> bool:
+    """Whether the adapters still do nothing: LoRA starts with B = 0."""
+    ups = [p for name, p in policy.state_dict().items() if "lora_B" in name]
+    return bool(ups) and all(not p.any() for p in ups)

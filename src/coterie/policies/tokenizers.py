@@ -1,0 +1,106 @@
+"""Text to token ids and back, once: the only place that tokenises a prompt. After it, ids are the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from coterie.errors import PolicyError
+
+Message = dict[str, Any]
+
+
+def encode(tokenizer: Any, prompt: str | Sequence[Message], system: str | None = None) -> tuple[int, ...]:
+    """Token ids of a prompt, with the tokenizer's own special tokens exactly once.
+
+    Plain text gets what the tokenizer puts around a sequence, less a second BOS (text that writes its own) and less a
+    closing EOS (after which nothing would be left to say). A conversation goes through the chat template with
+    `add_generation_prompt`; the template is the authority on BOS, so none is added. With `system`, a plain prompt
+    becomes the user's message. Raises PolicyError where there is no template, or nothing to condition on.
+    """
+    if isinstance(prompt, str) and system is None:
+        return _encode_text(tokenizer, prompt)
+    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system is not None and not (messages and messages[0]["role"] == "system"):
+        messages = [{"role": "system", "content": system}, *messages]
+    return _encode_messages(tokenizer, messages)
+
+
+def _encode_text(tokenizer: Any, text: str) -> tuple[int, ...]:
+    _check_characters(tokenizer, text)
+    bare = _ids(tokenizer, text)
+    ids = _ids(tokenizer, text, add_special_tokens=True)
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if eos is not None and ids[-1:] == [eos] and bare[-1:] != [eos]:
+        ids = ids[:-1]
+    if bos is not None and ids[:2] == [bos, bos]:
+        ids = ids[1:]
+    if not ids and bos is not None:
+        ids = [bos]
+    if not ids:
+        raise PolicyError(
+            "the prompt is empty and this tokenizer has no BOS to start from",
+            where="encode",
+            hint="give the prompt at least one token",
+        )
+    return tuple(ids)
+
+
+def _encode_messages(tokenizer: Any, messages: list[Message]) -> tuple[int, ...]:
+    from jinja2 import TemplateError
+
+    if not messages:
+        raise PolicyError("the conversation has no messages", where="encode", hint="give it at least a user message")
+    if not tokenizer.chat_template:
+        raise PolicyError(
+            "the prompt is a conversation and this tokenizer has no chat template",
+            where="encode",
+            hint="set policy.chat_template=PATH to a Jinja template, use an instruct model, or give plain-text prompts",
+        )
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise PolicyError(
+            f"the chat template rejects the conversation: {error}",
+            where="encode",
+            hint=f"it has roles {[m.get('role') for m in messages]}; check them against the model's template",
+        ) from error
+    _check_characters(tokenizer, text)
+    return tuple(_ids(tokenizer, text))
+
+
+def encode_completion(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Ids of a completion's text: no special tokens added, no EOS."""
+    _check_characters(tokenizer, text)
+    return tuple(_ids(tokenizer, text))
+
+
+def decode(tokenizer: Any, ids: Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:
+    """Texts of completions for graders and people: no special tokens (EOS is one), cut before a stop string."""
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for s in stop:
+        texts = [text.partition(s)[0] for text in texts]
+    return texts
+
+
+def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    # Not truncated and not warned about: the engine compares prompts with the context and says so better.
+    return tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+
+
+def _check_characters(tokenizer: Any, text: str) -> None:
+    """A word-level vocabulary without an unknown token (the tiny models') fails on new characters: name them."""
+    from tokenizers.models import WordLevel
+
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if not isinstance(model, WordLevel) or tokenizer.unk_token_id is not None:
+        return
+    for special in tokenizer.all_special_tokens:
+        text = text.replace(special, "")
+    unknown = sorted(set(text) - tokenizer.get_vocab().keys())
+    if unknown:
+        raise PolicyError(
+            f"the vocabulary has no {', '.join(map(repr, unknown))}",
+            where="encode",
+            hint="add the characters to policy.init.vocabulary",
+        )

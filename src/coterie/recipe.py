@@ -1,0 +1,311 @@
+"""One Recipe from everything that says something about a run: methods, YAML, `key=value`, Python.
+
+Order, later wins: defaults (plain GRPO), methods left to right, the recipe file, arguments. Two methods that give one
+setting two values are an error that says which to choose, unless the file or the arguments choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from coterie import methods, pieces
+from coterie.errors import RecipeError, did_you_mean
+from coterie.layers import Layer, from_dotted, leaves, read_override, read_yaml_file
+from coterie.pieces import BoundPiece
+from coterie.sections import DEFAULTS, SECTIONS, Settings
+
+SINGLE = {
+    "task": "task",
+    "draw.curriculum": "curriculum",
+    "rollout.strategy": "strategy",
+    "credit.baseline": "baseline",
+    "objective.ratio": "ratio",
+    "objective.trust_region": "trust_region",
+    "objective.loss": "loss",
+    "objective.aggregation": "aggregation",
+    "optimizer": "optimizer",
+}
+CHAIN = {
+    "rewards.shaping": "shaping",
+    "credit.modifiers": "modifier",
+    "selection.filters": "filter",
+    "selection.weights": "selection",
+    "objective.terms": "term",
+}
+OPAQUE = frozenset({*SINGLE, *CHAIN, "model", "rewards.functions"})
+"""Keys whose value is one thing: a piece, a chain of pieces, a model, a list of reward functions."""
+
+
+@dataclass
+class Ref:
+    """A piece by name, with the settings that were written and where."""
+
+    slug: str
+    origin: str
+    settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
+
+    def bind(self, kind: str, slot: str) -> BoundPiece:
+        where = next((origin for _, origin in self.settings.values()), self.origin)
+        piece = pieces.get(kind, self.slug, where=f"{self.origin} ({slot})")
+        return piece.bind({k: v for k, (v, _) in self.settings.items()}, where=f"{where} ({slot})")
+
+
+@dataclass
+class Recipe:
+    """A fully resolved run: `settings` are the plain values, `bound` the pieces with theirs."""
+
+    settings: Settings
+    single: dict[str, BoundPiece]
+    chain: dict[str, list[BoundPiece]]
+    method: str
+    functions: list[Any]
+    """Reward functions as written: names, `file.py:name`, mappings with a weight, or Python callables."""
+
+    def all_bound(self) -> list[tuple[str, BoundPiece]]:
+        """Every table piece in the order of the loop, with its slot."""
+        order = [
+            "rewards.shaping", "selection.filters", "credit.baseline", "credit.modifiers", "selection.weights",
+            "objective.ratio", "objective.trust_region", "objective.loss", "objective.terms", "objective.aggregation",
+        ]  # fmt: skip
+        out = []
+        for slot in order:
+            found = self.chain[slot] if slot in CHAIN else [self.single[slot]] if slot in self.single else []
+            out += [(slot, b) for b in found]
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that makes the same recipe again."""
+        out: dict[str, Any] = {"method": self.method, **self.settings.model_dump(mode="json", exclude_none=True)}
+        out["rewards"] = {**out.get("rewards", {}), "functions": [_function_text(f) for f in self.functions]}
+        for slot in (*SINGLE, *CHAIN):
+            *parents, last = slot.split(".")
+            node = out
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            if slot in CHAIN:
+                node[last] = [_piece_text(b) for b in self.chain[slot]]
+            else:
+                node[last] = _piece_text(self.single[slot]) if slot in self.single else None
+        return out
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _piece_text(bound: BoundPiece) -> Any:
+    plain = {
+        k: v.model_dump(by_alias=True) if hasattr(v, "model_dump") else list(v) if isinstance(v, tuple) else v
+        for k, v in bound.settings.items()
+    }
+    return {bound.piece.slug: plain} if plain else bound.piece.slug
+
+
+def _function_text(function: Any) -> Any:
+    if callable(function):
+        return f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
+    if isinstance(function, Mapping) and callable(function.get("fn")):
+        return {**function, "fn": _function_text(function["fn"])}
+    return function
+
+
+class _Merge:
+    """The merge of layers: slots hold Refs, everything else is a plain value with its origin."""
+
+    def __init__(self) -> None:
+        self.single: dict[str, Ref | None] = {}
+        self.chain: dict[str, list[Ref]] = {slot: [] for slot in CHAIN}
+        self.values: dict[tuple[str, ...], tuple[Any, str]] = {}
+        self.conflicts: dict[str, tuple[Any, str, Any, str]] = {}
+        """Setting -> first value, its method, second value, its method."""
+        self.alternatives: dict[tuple[str, str], Ref] = {}
+        """What a method wanted in a slot that another had taken, for the case that the user chooses it."""
+
+    def add(self, layer: Layer, *, method: bool = False, claims: dict[str, tuple[Any, str]] | None = None) -> None:
+        """Lay a layer on top. Methods append to chains and record who claimed what; other layers replace."""
+        for path, value in leaves(layer.tree, OPAQUE):
+            key, where = ".".join(path), layer.where(path)
+            if key in SINGLE:
+                self._add_single(key, value, where, layer, path, claims)
+            elif key in CHAIN:
+                self._add_chain(key, value, where, layer, path, method, claims)
+            else:
+                if claims is None or self._claim(claims, key, value, layer.origin):
+                    self.values[path] = (value, where)
+                if claims is None:
+                    self.conflicts.pop(key, None)
+
+    def _claim(self, claims: dict[str, tuple[Any, str]], key: str, value: Any, origin: str) -> bool:
+        if key in claims and claims[key][0] != value:
+            first, by = claims[key]
+            self.conflicts[key] = (first, by, value, origin)
+            return False
+        claims.setdefault(key, (value, origin))
+        return True
+
+    def _add_single(
+        self, key: str, value: Any, where: str, layer: Layer, path: tuple[str, ...], claims: Any
+    ) -> None:
+        slug, settings = _split(SINGLE[key], value, where, key)
+        if value is None:
+            self.single[key] = None
+            self.conflicts.pop(key, None)
+            return
+        old = self.single.get(key)
+        if slug is None:
+            if old is None:
+                raise RecipeError(f"'{key}' has settings but no piece", where=where, hint=f"name one: {key}=NAME")
+            ref = old
+        elif claims is not None and not self._claim(claims, key, slug, layer.origin):
+            ref = self.alternatives.setdefault((key, slug), Ref(slug, where))
+            self._add_settings(ref, key, settings, layer, (*path, slug), None)
+            return
+        else:
+            ref = old if old is not None and old.slug == slug else self.alternatives.get((key, slug), Ref(slug, where))
+            self.single[key] = ref
+        if claims is None and slug is not None:
+            for known in [k for k in self.conflicts if k == key or k.startswith(key + ".")]:
+                self.conflicts.pop(known)
+        self._add_settings(ref, key, settings, layer, (*path, slug) if slug else path, claims)
+
+    def _add_settings(
+        self, ref: Ref, key: str, settings: Mapping[str, Any], layer: Layer, path: tuple[str, ...], claims: Any
+    ) -> None:
+        for name, value in settings.items():
+            if claims is None:
+                self.conflicts.pop(f"{key}.{name}", None)
+            elif not self._claim(claims, f"{key}.{name}", value, layer.origin):
+                continue
+            ref.settings[name] = (value, layer.where((*path, name)))
+
+    def _add_chain(
+        self, key: str, value: Any, where: str, layer: Layer, path: tuple[str, ...], method: bool, claims: Any
+    ) -> None:
+        edits = isinstance(value, Mapping)
+        items = [{k: v} for k, v in value.items()] if edits else value or []
+        if not isinstance(items, list):
+            items = [items]
+        if not edits and not method:
+            self.chain[key] = []
+        for i, item in enumerate(items):
+            slug, settings = _split(CHAIN[key], item, where, key, chain=True)
+            assert slug is not None
+            ref = next((r for r in self.chain[key] if r.slug == slug), None)
+            if ref is None:
+                ref = Ref(slug, where)
+                self.chain[key].append(ref)
+            inner = (*path, slug) if edits else (*path, str(i), slug)
+            self._add_settings(ref, f"{key}.{slug}", settings, layer, inner, claims)
+
+
+def _split(kind: str, value: Any, where: str, key: str, chain: bool = False) -> tuple[str | None, Mapping[str, Any]]:
+    """'slug' | {slug: {settings}} | {setting: value} -> (slug or None, settings)."""
+    if value is None:
+        return None, {}
+    if isinstance(value, str):
+        return value, {}
+    if isinstance(value, Mapping):
+        if len(value) == 1:
+            slug, settings = next(iter(value.items()))
+            if settings is None or isinstance(settings, Mapping):
+                known = ".py:" in slug or any(p.slug in (slug, slug.replace("-", "_")) for p in pieces.all_pieces(kind))
+                if known or chain or not pieces.looks_like_schedule(settings or {}):
+                    return slug, settings or {}
+        if not chain:
+            return None, value
+    raise RecipeError(
+        f"'{key}' names a piece, got {value!r}",
+        where=where,
+        hint=f"{key}: NAME, or {key}: {{NAME: {{setting: value}}}}",
+    )
+
+
+def resolve(
+    *,
+    method: str | None = None,
+    file: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    functions: Sequence[Callable[..., Any]] | None = None,
+) -> Recipe:
+    """Read, merge and validate everything into a Recipe. Raises RecipeError naming file, line and key."""
+    user = []
+    if file is not None:
+        user.append(read_yaml_file(Path(file)))
+    if values:
+        user.append(from_dotted(values, "arguments"))
+    user += [read_override(text) for text in overrides]
+    chosen = method
+    for layer in user:
+        stated = layer.tree.pop("method", None)
+        chosen = chosen if method is not None else stated or chosen
+    chosen = chosen or "grpo"
+
+    merge = _Merge()
+    merge.add(DEFAULTS)
+    claims: dict[str, tuple[Any, str]] = {}
+    for name in methods.names_in(chosen):
+        merge.add(methods.load(name).layer, method=True, claims=claims)
+    for layer in user:
+        merge.add(layer)
+    if merge.conflicts:
+        told = [f"{key} ({a} in {by}, {b} in {and_by})" for key, (a, by, b, and_by) in merge.conflicts.items()]
+        raise RecipeError(
+            f"the methods of '{chosen}' disagree on {', '.join(told)}",
+            hint="choose by adding, for example, "
+            + " ".join(f"{key}={b}" for key, (_, _, b, _) in merge.conflicts.items()),
+        )
+    return _finish(merge, chosen, list(functions or []))
+
+
+def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
+    plain: dict[str, Any] = {}
+    for path, (value, where) in merge.values.items():
+        _known_key(path, where)
+        node = plain
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = value
+    functions = functions or (plain.get("rewards") or {}).pop("functions", None) or []
+    plain.get("rewards", {}).pop("functions", None)
+    try:
+        settings = Settings.model_validate(plain)
+    except ValidationError as error:
+        raise _first_error(error, merge) from None
+    single = {slot: ref.bind(SINGLE[slot], slot) for slot, ref in merge.single.items() if ref is not None}
+    if "task" not in single:
+        raise RecipeError("no task is named", hint="task=countdown, task=my.jsonl, or --task; `coterie tasks` lists them")
+    if "objective.loss" in single:
+        for slot in ("objective.ratio", "objective.trust_region"):
+            single.pop(slot, None)
+    chain = {slot: [ref.bind(CHAIN[slot], slot) for ref in refs] for slot, refs in merge.chain.items()}
+    return Recipe(settings, single, chain, method, functions)
+
+
+def _known_key(path: tuple[str, ...], where: str) -> None:
+    known: Any = SECTIONS
+    for depth, part in enumerate(path):
+        if not isinstance(known, Mapping):
+            return
+        if part not in known:
+            inside = ".".join(path[:depth])
+            raise RecipeError(
+                f"unknown key '{'.'.join(path[: depth + 1])}'",
+                where=where,
+                hint=did_you_mean(part, known) + (f" (in {inside})" if inside else ""),
+            )
+        known = known[part]
+
+
+def _first_error(error: ValidationError, merge: _Merge) -> RecipeError:
+    problem = error.errors()[0]
+    path = tuple(str(p) for p in problem["loc"])
+    where = next(
+        (w for p, (_, w) in merge.values.items() if p == path[: len(p)] or path == p[: len(path)]), "recipe"
+    )
+    return RecipeError(f"{'.'.join(path)}: {problem['msg'].lower()}, got {problem.get('input')!r}", where=where)

@@ -1,0 +1,5 @@
+"""Verifiers: is this completion right?"""
+
+from coterie.pieces import discover
+
+discover(__name__)

@@ -1,0 +1,1 @@
+"""Roll out: strategies say how completions are made, engines make them."""

@@ -1,0 +1,40 @@
+"""What a rollout strategy may ask of an engine, whichever it is (ours, vLLM, an HTTP endpoint)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from coterie.rollouts import Sampling
+
+
+@dataclass(frozen=True)
+class Request:
+    """Complete one prompt several times: one sample a seed. A seed fixes its sample whatever else is in the batch."""
+
+    prompt: tuple[int, ...]
+    seeds: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass
+class Generation:
+    """Rows in order of request, then seed. Right-padded; `mask` marks sampled tokens (the stop token included)."""
+
+    tokens: Tensor
+    """[B,T] int64"""
+    mask: Tensor
+    """[B,T] bool"""
+    logp: Tensor
+    """[B,T] float32, captured while sampling under the request's sampling spec; 0 where masked"""
+    truncated: Tensor
+    """[B] bool: ran out of max_tokens (or of context) before stopping by itself"""
+    entropy: Tensor | None = None
+    """[B,T] float32, when asked for"""
+
+
+class Engine(Protocol):
+    def generate(self, requests: Sequence[Request], *, entropy: bool = False) -> Generation: ...

@@ -1,0 +1,85 @@
+"""Rows being decoded on a transformers model: prefill, fork, drop and step. Trees fork it mid-sequence."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def accepted_arguments(model: Any) -> frozenset[str]:
+    """Names that the model's own forward takes (looking through a PEFT wrapper, whose forward takes anything)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return frozenset(inspect.signature(base.forward).parameters)
+
+
+@dataclass
+class DecodeState:
+    """n rows, each about to take its next token.
+
+    `logits` [n,V] predict that token. `cache` holds keys and values of the L slots behind it, left-padded where rows
+    differ in length: `mask` [n,L] marks real slots and is None when no row has padding (the fast case). `lengths` [n]
+    counts real tokens, which is also the position of the token to come.
+    """
+
+    model: Any
+    accepts: frozenset[str]
+    cache: Any
+    logits: Tensor
+    mask: Tensor | None
+    lengths: Tensor
+
+    @classmethod
+    def prefill(cls, model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> DecodeState:
+        """Encode prompts (non-empty, any mix of lengths) in one forward pass: one row a prompt."""
+        from transformers import DynamicCache
+
+        width = max(len(p) for p in prompts)
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        # Token 0 under the padding: any valid id does, because the mask hides it.
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
+        padded = any(len(p) != width for p in prompts)
+        slots = torch.arange(width, device=device) - (width - lengths).unsqueeze(-1)
+        mask = (slots >= 0).long() if padded else None
+        state = cls(model, accepted_arguments(model), DynamicCache(config=model.config), ids, mask, lengths)
+        state.logits = state._forward(ids, slots.clamp_min(0))
+        return state
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def fork(self, rows: Tensor) -> DecodeState:
+        """A new state whose row i is a copy of row `rows[i]`, history included; this one stays as it was."""
+        # Shallow copies suffice: cache layers replace their tensors when they grow or select, never write into them.
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        forked = DecodeState(self.model, self.accepts, cache, self.logits, self.mask, self.lengths)
+        forked.keep(rows)
+        return forked
+
+    def keep(self, rows: Tensor) -> None:
+        """Continue with these rows only, in this order (repeats allowed)."""
+        self.cache.batch_select_indices(rows)
+        self.logits, self.lengths = self.logits[rows], self.lengths[rows]
+        if self.mask is not None:
+            self.mask = self.mask[rows]
+
+    def step(self, tokens: Tensor) -> None:
+        """Append one token [n] to every row and predict the next."""
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self), 1)], dim=-1)
+        self.logits = self._forward(tokens.unsqueeze(-1), self.lengths.unsqueeze(-1))
+        self.lengths = self.lengths + 1
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        arguments = {"input_ids": ids, "attention_mask": self.mask, "past_key_values": self.cache, "use_cache": True}
+        if "position_ids" in self.accepts:
+            arguments["position_ids"] = positions
+        if "logits_to_keep" in self.accepts:
+            arguments["logits_to_keep"] = 1
+        return self.model(**arguments).logits[:, -1]

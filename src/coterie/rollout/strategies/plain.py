@@ -1,0 +1,14 @@
+"""Plain sampling: every rollout of a group is drawn independently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coterie.pieces import strategy
+from coterie.rollouts import Prompt, Rollouts, Sampling
+
+
+@strategy()
+def plain(policy: Any, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, entropy: bool) -> Rollouts:
+    """One independent rollout a seed, for every prompt."""
+    return policy.rollout(prompts, seeds, sampling, entropy=entropy)

@@ -1,0 +1,125 @@
+"""The table: a row per rollout, a column axis of decisions. Everything after the policy reads and writes its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie import columns as vocabulary
+from coterie.errors import ShapeError
+
+Value = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How decisions are drawn. A log-prob belongs to this spec: scoring applies the same one.
+
+    Log-probs are those of the distribution actually sampled from: logits over temperature, cut to the top-k / top-p /
+    min-p support (which always contains the sampled token) and renormalised. `temperature=0` is greedy decoding; its
+    log-probs are those at temperature 1 over the full support, and it cannot be trained on.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 64
+    stop: tuple[str, ...] = ()
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the rollouts of one group answer. `tokens` are the truth; `row` holds the task's columns for the graders."""
+
+    tokens: tuple[int, ...]
+    row: Mapping[str, Any] = field(default_factory=dict)
+    index: int = -1
+    """Stable index in the task's training set; -1 when there is none."""
+
+
+@dataclass
+class Rollouts:
+    """B rollouts of T decisions. `groups[b]` indexes `prompts`, which are stored once a group, never once a rollout."""
+
+    prompts: list[Prompt]
+    columns: dict[str, Value]
+    sampling: Sampling = field(default_factory=Sampling)
+    texts: list[str] = field(default_factory=list)
+    """Decoded completions, one a row. A view for graders and people; ids are what is trained on."""
+
+    def __post_init__(self) -> None:
+        dims: dict[str, int] = {}
+        for name, value in self.columns.items():
+            vocabulary.check(name, value, dims, reader="Rollouts")
+        if self.texts and len(self.texts) != len(self):
+            raise ShapeError(f"Rollouts has {len(self)} rows and {len(self.texts)} texts")
+
+    def __len__(self) -> int:
+        return int(self.columns["groups"].shape[0])  # type: ignore[union-attr]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.columns[name]  # type: ignore[return-value]
+
+    def with_columns(self, **new: Value) -> Rollouts:
+        """The same rows with some columns added or replaced (shapes are checked)."""
+        return replace(self, columns={**self.columns, **new})
+
+    def rows(self, index: Tensor) -> Rollouts:
+        """Some rows, with the decision axis trimmed to the longest that remains."""
+        index = index.nonzero().squeeze(-1) if index.dtype == torch.bool else index
+        picked = {name: _map(value, lambda t: t[index]) for name, value in self.columns.items()}
+        if "mask" in picked and len(index):
+            used = picked["mask"].any(0).nonzero()  # type: ignore[union-attr]
+            width = int(used[-1]) + 1 if len(used) else 1
+            picked = {n: _map(v, lambda t, n=n: t[:, :width] if _has_t(n, t) else t) for n, v in picked.items()}
+        texts = [self.texts[i] for i in index.tolist()] if self.texts else []
+        return replace(self, columns=picked, texts=texts)
+
+    @staticmethod
+    def concat(parts: Sequence[Rollouts]) -> Rollouts:
+        """Stack tables of the same columns; groups are renumbered, decisions padded to the widest."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(p["mask"].shape[1] for p in parts)
+        out: dict[str, Value] = {}
+        for name in parts[0].columns:
+            if name == "groups":
+                shift, pieces = 0, []
+                for p in parts:
+                    pieces.append(p["groups"] + shift)
+                    shift += len(p.prompts)
+                out[name] = torch.cat(pieces)
+            elif isinstance(parts[0].columns[name], dict):
+                keys = parts[0].columns[name].keys()  # type: ignore[union-attr]
+                out[name] = {k: torch.cat([p.columns[name][k] for p in parts]) for k in keys}  # type: ignore[index]
+            else:
+                out[name] = torch.cat([_widen(name, p[name], width) for p in parts])
+        return Rollouts(
+            [q for p in parts for q in p.prompts], out, parts[0].sampling, [t for p in parts for t in p.texts]
+        )
+
+
+def _has_t(name: str, tensor: Tensor) -> bool:
+    return tensor.dim() == 2 and any(s == "B T" for s in vocabulary.COLUMNS[name].shapes)
+
+
+def _widen(name: str, tensor: Tensor, width: int) -> Tensor:
+    if not _has_t(name, tensor) or tensor.shape[1] == width:
+        return tensor
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
+
+
+def _map(value: Value, fn: Any) -> Value:
+    return {k: fn(v) for k, v in value.items()} if isinstance(value, dict) else fn(value)

@@ -1,0 +1,166 @@
+"""Everything a run holds: recipe, policy, task, optimizer, pieces with memory, and how far it has come."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coterie import wiring
+from coterie.checkpoint import load_state, save_state
+from coterie.errors import RecipeError
+from coterie.pieces import BoundPiece
+from coterie.policies.causal_lm import CausalLM
+from coterie.policies.loading import ModelSpec
+from coterie.policies.reference import Reference
+from coterie.recipe import Recipe
+from coterie.rewards.runner import RewardRunner
+from coterie.rollouts import Prompt, Rollouts, Sampling
+from coterie.sections import Settings
+from coterie.streams import stream
+from coterie.tasks.base import Task
+from coterie.tasks.rewards import rewards_of
+
+
+@dataclass
+class Run:
+    """The state the loop moves. `step` counts completed optimisation steps."""
+
+    recipe: Recipe
+    task: Task
+    policy: CausalLM
+    rewards: RewardRunner
+    optimizer: torch.optim.Optimizer
+    curriculum: BoundPiece
+    strategy: BoundPiece
+    score_columns: set[str]
+    whole_groups: bool
+    reward_weights: dict[str, float]
+    step: int = 0
+    first_update: bool = True
+    started: bool = False
+    """Whether the warm start is behind us."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    seen: Rollouts | None = None
+    """Everything rolled out in the last step, filtered groups included: what the metrics describe."""
+    pending: deque[Rollouts] = field(default_factory=deque)
+    """Batches waiting for their late update (update.staleness)."""
+    _reference: Reference | None = None
+
+    @property
+    def settings(self) -> Settings:
+        return self.recipe.settings
+
+    def table(self, rollouts: Rollouts, step: int) -> dict[str, Any]:
+        """The columns a piece may read at this point."""
+        out: dict[str, Any] = {**rollouts.columns, "step": step, "budget": self.settings.rollout.max_tokens}
+        out.setdefault("weights", torch.ones_like(rollouts["logp_old"][:, 0]))
+        return out
+
+    def prompt(self, index: int) -> Prompt:
+        row = self.task.train[index]
+        return Prompt(self.policy.encode(row["prompt"]), row, index)
+
+    def reference(self) -> Reference:
+        if self._reference is None:
+            spec = self.settings.reference
+            self._reference = Reference(self.policy, spec.update, spec.decay, spec.every)
+        return self._reference
+
+    def needs_reference(self) -> bool:
+        return bool(wiring.wanted(self.recipe, "reference"))
+
+    def stateful(self) -> dict[str, BoundPiece]:
+        """Pieces with memory, by slot and slug."""
+        every = [("draw.curriculum", self.curriculum), *self.recipe.all_bound()]
+        return {f"{slot}={b.piece.slug}": b for slot, b in every if b.instance is not None}
+
+    def save(self, folder: Path) -> None:
+        """Write everything needed to go on exactly from here."""
+        self.policy.save(folder / "policy")
+        state = {
+            "step": self.step,
+            "version": self.policy.version,
+            "first_update": self.first_update,
+            "optimizer": self.optimizer.state_dict(),
+            "pieces": {name: b.state_dict() for name, b in self.stateful().items()},
+            "reference": self._reference.state_dict() if self._reference is not None else None,
+            "pending": [_pack(r) for r in self.pending],
+        }
+        save_state(folder / "state.pt", state)
+
+    def restore(self, folder: Path) -> None:
+        """Take everything but the policy's weights from a checkpoint; `build` has loaded those."""
+        state = load_state(folder / "state.pt")
+        self.step, self.first_update, self.started = state["step"], state["first_update"], True
+        self.policy.version = state["version"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, bound in self.stateful().items():
+            bound.load_state_dict(state["pieces"][name])
+        if state["reference"] is not None:
+            self.reference().load_state_dict(state["reference"])
+        self.pending = deque(self._unpack(r) for r in state["pending"])
+
+    def _unpack(self, packed: dict[str, Any]) -> Rollouts:
+        prompts = [Prompt(tuple(t), self.task.train[i], i) for t, i in packed["prompts"]]
+        return Rollouts(prompts, packed["columns"], Sampling(**packed["sampling"]), packed["texts"])
+
+
+def _pack(rollouts: Rollouts) -> dict[str, Any]:
+    s = rollouts.sampling
+    return {
+        "prompts": [[list(p.tokens), p.index] for p in rollouts.prompts],
+        "columns": rollouts.columns,
+        "sampling": {**s.__dict__, "stop": list(s.stop)},
+        "texts": rollouts.texts,
+    }
+
+
+def build_task(recipe: Recipe) -> Task:
+    """The task, built from its own settings alone (no model is loaded)."""
+    task = recipe.single["task"]({}, 0)
+    if len(task.train) == 0:
+        raise RecipeError(f"task '{task.name}' has no training prompts")
+    return task
+
+
+def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
+    """Load what the recipe names, from the hub, disk or a checkpoint. Fails before loading where it can."""
+    task = build_task(recipe)
+    wiring.check(recipe, has_verifier=task.verify is not None)
+    functions, weights = rewards_of(task, recipe.functions, recipe.settings.rewards)
+    policy = CausalLM.load(model_spec(recipe, task, checkpoint))
+    optimizer = recipe.single["optimizer"]({"parameters": policy.trainable_parameters()}, 0)
+    columns = wiring.wanted(recipe, "policy", "objective") | {"logp"}
+    run = Run(
+        recipe=recipe,
+        task=task,
+        policy=policy,
+        rewards=RewardRunner(functions),
+        optimizer=optimizer,
+        curriculum=recipe.single["draw.curriculum"],
+        strategy=recipe.single["rollout.strategy"],
+        score_columns=columns,
+        whole_groups=any(b.piece.whole_groups for _, b in recipe.all_bound()),
+        reward_weights=weights,
+    )
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    return run
+
+
+def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> ModelSpec:
+    """The model as the recipe names it; a tiny one made here takes its characters from the task."""
+    written = recipe.settings.model
+    if written is None:
+        raise RecipeError("no model is named", hint="--model PATH_OR_HUB_ID, or model='{init: {layers: 2}}' for a tiny one")
+    tree = {"name": written} if isinstance(written, str) else dict(written)
+    if "init" in tree and task.vocabulary is not None:
+        tree["init"] = {"vocabulary": task.vocabulary, "seed": stream(recipe.settings.seed, "init"), **(tree["init"] or {})}
+    if checkpoint is not None:
+        tree.pop("init", None)
+        tree["name"] = str(checkpoint / "policy")
+    return ModelSpec.model_validate(tree)

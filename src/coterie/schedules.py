@@ -1,0 +1,39 @@
+"""Schedules: any numeric setting may be `{from: 1.0, to: 0.2, over: 200, shape: cosine}` instead of a number."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Schedule(BaseModel):
+    """A number that moves with the step: `start` until `after`, then to `to` over `over` steps, constant from there."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    start: float = Field(alias="from")
+    to: float
+    over: int = Field(gt=0, description="steps the move takes")
+    after: int = Field(0, ge=0, description="steps before the move starts")
+    shape: Literal["linear", "cosine", "exponential", "step"] = "linear"
+
+    def at(self, step: int) -> float:
+        x = min(max((step - self.after) / self.over, 0.0), 1.0)
+        if self.shape == "cosine":
+            x = 0.5 - 0.5 * math.cos(math.pi * x)
+        elif self.shape == "step":
+            x = math.floor(x)
+        elif self.shape == "exponential" and self.start > 0 and self.to > 0:
+            return self.start * (self.to / self.start) ** x
+        return self.start + (self.to - self.start) * x
+
+
+def resolve(value: Any, step: int) -> Any:
+    """The value of a setting at a step: a Schedule is evaluated, anything else is itself."""
+    return value.at(step) if isinstance(value, Schedule) else value
+
+
+def looks_like_schedule(value: Any) -> bool:
+    return isinstance(value, dict) and "from" in value

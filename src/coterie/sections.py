@@ -1,0 +1,144 @@
+"""The plain settings of a recipe, section by section. Field docs are the help text; unknown keys are errors."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from coterie.layers import Layer
+from coterie.schedules import Schedule
+
+Number = float | Schedule
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Draw(Section):
+    prompts: PositiveInt = Field(8, description="prompts an update; each is answered by a group")
+
+
+class Rollout(Section):
+    group_size: PositiveInt = Field(8, description="rollouts a prompt")
+    temperature: Number = Field(1.0, description="sampling temperature, > 0")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus mass kept")
+    top_k: int = Field(0, ge=0, description="most likely tokens kept, 0 keeps all")
+    min_p: float = Field(0.0, ge=0, lt=1, description="tokens under min_p times the best are cut")
+    max_tokens: PositiveInt = Field(64, description="completion budget; longer ones are truncated")
+    stop: list[str] = Field(default_factory=list, description="strings that end a completion")
+
+
+class Rewards(Section):
+    weights: dict[str, float] = Field(default_factory=dict, description="weight of each component, by name")
+    timeout: float | None = Field(None, gt=0, description="seconds a user's reward function may take a call")
+    on_error: Literal["fail", "none", "zero"] | None = Field(
+        None, description="a reward function that raises or times out: stop, leave the rollout out, or score 0"
+    )
+
+
+class Update(Section):
+    epochs: PositiveInt = Field(1, description="passes over each batch")
+    minibatches: PositiveInt = Field(1, description="optimizer steps an epoch; groups are never split between them")
+    staleness: int = Field(0, ge=0, description="updates by which the batch trained on is late")
+    tokens_per_microbatch: PositiveInt = Field(16384, description="prompt and completion tokens a forward; memory only")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
+    recompute_logp: bool = Field(False, description="take logp_old from a forward of the trainer, not from the sampler")
+
+
+class Reference(Section):
+    update: Literal["frozen", "ema", "periodic"] = Field("frozen", description="how the reference follows the policy")
+    decay: float = Field(0.99, ge=0, lt=1, description="of the EMA, a step")
+    every: PositiveInt = Field(50, description="steps between periodic copies")
+
+
+class WarmStart(Section):
+    steps: int = Field(0, ge=0, description="most SFT steps on the task's reference completions; 0 is no warm start")
+    batch: PositiveInt = Field(64, description="examples a step")
+    lr: float = Field(1e-3, gt=0, description="AdamW learning rate")
+    stop_at: float | None = Field(None, gt=0, le=1, description="sampled training accuracy at which it stops")
+    check_every: PositiveInt = Field(10, description="steps between those accuracy checks")
+
+
+class Evaluation(Section):
+    every: int = Field(0, ge=0, description="steps between evaluations on held-out problems; 0 is only first and last")
+    prompts: PositiveInt = Field(128, description="held-out problems used (the first ones)")
+    samples: PositiveInt = Field(1, description="completions a problem for avg@k, pass@k and maj@k")
+    temperature: float = Field(1.0, gt=0, description="of the sampled completions")
+    greedy: bool = Field(True, description="also report greedy accuracy")
+
+
+class Checkpoint(Section):
+    every: int = Field(50, ge=0, description="steps between checkpoints; the last step always writes one")
+    keep: PositiveInt = Field(2, description="checkpoints kept")
+
+
+class Log(Section):
+    rollouts_every: int = Field(10, ge=0, description="steps between recorded rollouts (Parquet); 0 is never")
+    writers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+
+
+class Settings(Section):
+    """Everything of a run that is not a piece."""
+
+    model: Any = Field(None, description="a path, a hub id, or a mapping: name, dtype, lora, init …")
+    steps: PositiveInt = Field(100, description="optimisation steps")
+    seed: int = Field(0, description="of every random stream")
+    draw: Draw = Field(default_factory=Draw)
+    rollout: Rollout = Field(default_factory=Rollout)
+    rewards: Rewards = Field(default_factory=Rewards)
+    update: Update = Field(default_factory=Update)
+    reference: Reference = Field(default_factory=Reference)
+    warm_start: WarmStart = Field(default_factory=WarmStart)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    log: Log = Field(default_factory=Log)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.update.minibatches > self.draw.prompts:
+            raise ValueError(f"update.minibatches is {self.update.minibatches} but draw.prompts only {self.draw.prompts}")
+        temperature = self.rollout.temperature
+        lowest = min(temperature.start, temperature.to) if isinstance(temperature, Schedule) else temperature
+        if lowest <= 0:
+            raise ValueError("rollout.temperature must be > 0: greedy rollouts are all the same and cannot be trained on")
+        return self
+
+
+PIECE_KEYS = {
+    "task": {}, "optimizer": {}, "model": {}, "method": {},
+    "draw": ["curriculum"], "rollout": ["strategy"], "rewards": ["shaping", "functions"],
+    "credit": ["baseline", "modifiers"], "selection": ["filters", "weights"],
+    "objective": ["ratio", "trust_region", "loss", "aggregation", "terms"],
+}  # fmt: skip
+
+
+def _sections() -> dict[str, Any]:
+    """Every key there is, nested; a leaf is None."""
+    out: dict[str, Any] = {}
+    for name, info in Settings.model_fields.items():
+        inner = info.annotation
+        fields = inner.model_fields if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+        out[name] = {field: None for field in fields} if fields else None
+    for name, keys in PIECE_KEYS.items():
+        if isinstance(keys, list):
+            out[name] = {**(out.get(name) or {}), **{key: None for key in keys}}
+        else:
+            out[name] = None
+    out["rewards"]["weights"] = None
+    return out
+
+
+SECTIONS = _sections()
+DEFAULTS = Layer(
+    "defaults",
+    {
+        "draw": {"curriculum": "shuffled"},
+        "rollout": {"strategy": "plain"},
+        "credit": {"baseline": "group_norm"},
+        "objective": {"ratio": "token", "trust_region": "ppo_clip", "aggregation": "sequence"},
+        "optimizer": "adamw",
+    },
+)
+"""What a recipe is before anything is said: plain GRPO."""

@@ -1,0 +1,5 @@
+"""Select: filters decide which groups stay, weights which rollouts and decisions get gradient."""
+
+from coterie.pieces import discover
+
+discover(__name__)

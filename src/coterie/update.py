@@ -1,0 +1,179 @@
+"""The update: coefficients fixed once for the whole optimizer step, then micro-batches by token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coterie.clock import Clock
+from coterie.columns import finite_or_zero, per_decision
+from coterie.errors import PolicyError, RunError
+from coterie.metrics import Collector, collect
+from coterie.rollouts import Rollouts
+from coterie.run import Run
+from coterie.streams import stream
+from coterie.wiring import wanted
+
+
+def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
+    """Epochs × mini-batches of optimizer steps on one batch. Rows without weight are not run through the model."""
+    rollouts = provide(run, rollouts, "objective", step, clock)
+    collector = Collector()
+    norms, losses = [], 0.0
+    with clock.phase("learn"):
+        for epoch in range(run.settings.update.epochs):
+            for number, part in enumerate(_minibatches(run, rollouts, step, epoch)):
+                coefficients = run.recipe.single["objective.aggregation"](run.table(part, step), step)
+                alive = (coefficients != 0).any(-1)
+                if not bool(alive.any()):
+                    continue
+                run.optimizer.zero_grad(set_to_none=True)
+                part = part.rows(alive)
+                coefficients = coefficients[alive][:, : part["mask"].shape[1]]
+                for rows in microbatches(part, run.settings.update.tokens_per_microbatch, run.whole_groups):
+                    micro = part.rows(rows)
+                    loss = _loss(run, micro, coefficients[rows][:, : micro["mask"].shape[1]], step, collector)
+                    if run.first_update and epoch == 0 and number == 0:
+                        _check_on_policy(run, collector)
+                    loss.backward()
+                    losses += float(loss.detach())
+                norms.append(_step(run, step))
+                run.first_update = False
+    run.metrics |= collector.means()
+    if norms:
+        run.metrics["grad/norm"] = sum(norms) / len(norms)
+        run.metrics["loss/total"] = losses / len(norms)
+    run.metrics["update/optimizer_steps"] = float(len(norms))
+
+
+def _minibatches(run: Run, rollouts: Rollouts, step: int, epoch: int) -> Iterator[Rollouts]:
+    count = run.settings.update.minibatches
+    if count == 1:
+        yield rollouts
+        return
+    groups = torch.unique(rollouts["groups"]).cpu().numpy()
+    order = np.random.default_rng(stream(run.settings.seed, "minibatch", step, epoch)).permutation(groups)
+    for chunk in np.array_split(order, count):
+        members = torch.isin(rollouts["groups"], torch.as_tensor(chunk, device=rollouts["groups"].device))
+        if bool(members.any()):
+            yield rollouts.rows(members)
+
+
+def microbatches(rollouts: Rollouts, budget: int, whole_groups: bool = False) -> list[Tensor]:
+    """Row indices cut so that each part holds at most `budget` prompt and completion tokens (one row may exceed it).
+
+    Rows are taken longest first, so that a part is padded little; with `whole_groups` a group is never split.
+    """
+    groups = rollouts["groups"].tolist()
+    cost = [len(rollouts.prompts[g].tokens) + n for g, n in zip(groups, rollouts["lengths"].tolist(), strict=True)]
+    units: list[list[int]]
+    if whole_groups:
+        members: dict[int, list[int]] = {}
+        for row, group in enumerate(groups):
+            members.setdefault(group, []).append(row)
+        units = list(members.values())
+    else:
+        units = [[row] for row in range(len(groups))]
+    units.sort(key=lambda unit: -max(cost[r] for r in unit))
+    parts: list[list[int]] = []
+    width = 0
+    for unit in units:
+        if not parts or width * (len(parts[-1]) + len(unit)) > budget:
+            parts.append([])
+            width = max(cost[r] for r in unit)
+        parts[-1] += unit
+    return [torch.tensor(sorted(p), device=rollouts["groups"].device) for p in parts]
+
+
+def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector: Collector) -> Tensor:
+    """The micro-batch's share of the loss; shares add up to the loss of the update exactly."""
+    single, mask = run.recipe.single, coefficients != 0
+    table = run.table(micro, step)
+    table |= run.policy.score(micro, run.score_columns)
+    with collect(collector, mask):
+        if "objective.loss" in single:
+            value = single["objective.loss"](table, step)
+        else:
+            table["ratio"] = single["objective.ratio"](table, step)
+            collector.add("ratio/mean", table["ratio"], None)
+            value = -single["objective.trust_region"](table, step)
+        loss = _aggregate(value, coefficients)
+        for term in run.recipe.chain["objective.terms"]:
+            loss = loss + _aggregate(term(table, step), coefficients)
+        _observe(collector, table, mask)
+    if not bool(torch.isfinite(loss)):
+        raise RunError("the loss is not finite", hint="the last checkpoint is intact; lower optimizer.lr or look at rewards")
+    return loss
+
+
+def _aggregate(value: Tensor, coefficients: Tensor) -> Tensor:
+    if value.dim() == 1:
+        return (value * coefficients.sum(-1)).sum()
+    return (finite_or_zero(value, coefficients != 0) * coefficients).sum()
+
+
+@torch.no_grad()
+def _observe(collector: Collector, table: dict[str, Any], mask: Tensor) -> None:
+    """Sampler against trainer: how far the recorded log-probs are from the current ones."""
+    gap = finite_or_zero(table["logp"].detach() - table["logp_old"], mask)
+    collector.add("mismatch/mean_abs", gap.abs(), mask)
+    collector.add("mismatch/k3", gap.exp() - 1 - gap, mask)
+    collector.peak("mismatch/max_abs", float(gap.abs().max()))
+    if "entropy" in table:
+        collector.add("entropy/mean", table["entropy"].detach(), mask)
+
+
+def _check_on_policy(run: Run, collector: Collector) -> None:
+    """The first update is on policy: every ratio must be 1, or sampler and trainer do not agree on the policy."""
+    gap = collector.peaks["mismatch/max_abs"]
+    if run.settings.update.staleness == 0 and gap > run.policy.tolerance:
+        raise PolicyError(
+            f"the trainer's log-probs differ from the sampler's by {gap:.3g} on the first update (at most "
+            f"{run.policy.tolerance:g} is rounding)",
+            hint="sampler and trainer must use the same weights, precision and sampling spec; run `coterie doctor`",
+        )
+
+
+def _step(run: Run, step: int) -> float:
+    limit = run.settings.update.max_grad_norm
+    norm = float(torch.nn.utils.clip_grad_norm_(run.policy.trainable_parameters(), limit))
+    if not np.isfinite(norm):
+        raise RunError("the gradient is not finite", hint="the last checkpoint is intact; lower optimizer.lr")
+    now = run.recipe.single["optimizer"].at(step)
+    for group in run.optimizer.param_groups:
+        group.update({k: v for k, v in now.items() if k in group})
+        run.metrics["lr"] = float(group["lr"])
+    run.optimizer.step()
+    run.policy.version += 1
+    return norm
+
+
+def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -> Rollouts:
+    """Fill in the columns of policy and reference that pieces in these slots read and the table lacks, without gradient.
+
+    In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used.
+    """
+    missing = {c for c in wanted(run.recipe, "reference", slots) if c not in rollouts}
+    if slots != "objective":
+        missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
+    if not missing:
+        return rollouts
+    with clock.phase("reference"), torch.no_grad():
+        out: dict[str, Tensor] = {}
+        weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
+        alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
+        for rows in microbatches(rollouts.rows(alive), run.settings.update.tokens_per_microbatch):
+            micro = rollouts.rows(alive[rows])
+            found: dict[str, Tensor] = {}
+            if "logp_ref" in missing:
+                found |= run.reference().score(micro)
+            if missing - {"logp_ref"}:
+                found |= run.policy.score(micro, missing - {"logp_ref"})
+            for name, value in found.items():
+                full = out.setdefault(name, torch.zeros_like(rollouts["logp_old"], dtype=value.dtype))
+                full[alive[rows], : value.shape[1]] = value
+        return rollouts.with_columns(**out)

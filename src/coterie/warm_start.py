@@ -1,0 +1,60 @@
+"""SFT on a task's reference completions, until sampled accuracy says that there is something to reinforce."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from coterie.errors import RecipeError
+from coterie.evaluator import accuracy
+from coterie.run import Run
+from coterie.streams import stream
+
+
+def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
+    """Train on reference completions for at most warm_start.steps, stopping at warm_start.stop_at sampled accuracy.
+
+    Accuracy is measured on training prompts, at the temperature of the rollouts: a greedy stop leaves nothing to sample.
+    """
+    spec = run.settings.warm_start
+    if spec.steps == 0:
+        return {}
+    if run.task.reference is None:
+        raise RecipeError(f"task '{run.task.name}' has no reference completions to warm-start on", hint="warm_start.steps=0")
+    if spec.stop_at is not None and run.task.verify is None:
+        raise RecipeError("warm_start.stop_at needs a task with a verifier", hint="leave stop_at out")
+    sft = sft_steps(run, spec.lr, spec.batch)
+    loss, reached, done = float("nan"), None, 0
+    for done in range(1, spec.steps + 1):
+        loss = sft(done)
+        if spec.stop_at is not None and done % spec.check_every == 0:
+            reached = accuracy(run.policy, run.task, run.settings, held_out=False, key=done)
+            note(f"warm start {done}/{spec.steps}  loss {loss:.3f}  sampled accuracy {reached:.1%}")
+            if reached >= spec.stop_at:
+                break
+    out = {"warm_start/steps": float(done), "warm_start/loss": loss}
+    return out if reached is None else out | {"warm_start/accuracy": reached}
+
+
+def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
+    """A function that takes SFT step number n and returns its loss."""
+    reference = run.task.reference
+    assert reference is not None
+    optimizer = torch.optim.AdamW(run.policy.trainable_parameters(), lr=lr, weight_decay=0.0)
+
+    def step(number: int) -> float:
+        rng = np.random.default_rng(stream(run.settings.seed, "sft", number))
+        rows = [run.task.train[int(i)] for i in rng.integers(len(run.task.train), size=batch)]
+        prompts = [run.policy.encode(r["prompt"]) for r in rows]
+        completions = [run.policy.encode_completion(reference(r)) for r in rows]
+        loss = run.policy.sft_loss(prompts, completions)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(run.policy.trainable_parameters(), 1.0)
+        optimizer.step()
+        run.policy.version += 1
+        return float(loss.detach())
+
+    return step
