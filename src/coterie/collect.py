@@ -10,8 +10,9 @@ from torch import Tensor
 
 from coterie.clock import Clock
 from coterie.errors import RewardError, RunError
+from coterie.evaluator import verdicts
 from coterie.pieces import BoundPiece
-from coterie.rollouts import Prompt, Rollouts, Sampling
+from coterie.rollouts import Rollouts, Sampling
 from coterie.run import Run
 from coterie.schedules import resolve
 from coterie.streams import stream
@@ -23,7 +24,10 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
     """A full batch of scored groups that pass the filters, drawing again where some do not. None: nothing passed."""
     filters = run.recipe.chain["selection.filters"]
     rounds = max((int(f.settings.get("max_rounds", 1)) for f in filters), default=1)
-    want, kept, dropped, drawn, seen = run.settings.draw.prompts, [], 0, 0, []
+    want = run.settings.draw.prompts
+    kept: list[Rollouts] = []
+    seen: list[Rollouts] = []
+    dropped = drawn = 0
     for round_ in range(rounds):
         have = sum(len(k.prompts) for k in kept)
         batch = shape(run, score(run, roll_out(run, step, round_, want - have, clock), clock), step, clock)
@@ -77,8 +81,8 @@ def score(run: Run, rollouts: Rollouts, clock: Clock) -> Rollouts:
         components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
         new: dict[str, Any] = {"components": components, "rewards": _combine(components, run.reward_weights)}
         if run.task.verify is not None:
-            verdicts = [bool(run.task.verify(t, r)) for t, r in zip(rollouts.texts, rows, strict=True)]
-            new["correct"] = torch.tensor(verdicts)
+            known = components.get(run.task.verdict or "")
+            new["correct"] = known > 0.5 if known is not None else verdicts(run.task, rollouts)
         for outcome in ("error", "timeout", "none"):
             count = sum(c.get(outcome, 0) for c in scores.outcomes.values())
             run.metrics[f"reward/{outcome}s"] = run.metrics.get(f"reward/{outcome}s", 0.0) + count
@@ -86,7 +90,9 @@ def score(run: Run, rollouts: Rollouts, clock: Clock) -> Rollouts:
         rollouts = rollouts.with_columns(**new)
         valid = ~rollouts["rewards"].isnan()
         if not bool(valid.any()):
-            raise RewardError("no reward function gave a value for any rollout of this batch", hint="check the functions")
+            raise RewardError(
+                "no reward function gave a value for any rollout of this batch", hint="check the functions"
+            )
         return rollouts if bool(valid.all()) else rollouts.rows(valid)
 
 
@@ -138,4 +144,3 @@ def select_groups(batch: Rollouts, keep: Tensor) -> Rollouts:
     out = out.with_columns(groups=groups)
     out.prompts = [batch.prompts[i] for i in alive.tolist()]
     return out
-

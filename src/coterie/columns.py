@@ -35,7 +35,7 @@ groups       | B      | draw        | int   | group index: rollouts of one promp
 rewards      | B      | score       | float | scalar reward: weighted sum of the components unless a piece combines them
 components   | {B}    | score       | float | reward components before combination, by name
 correct      | B      | score       | bool  | the verifier's verdict, where the task has one
-token_rewards| B T    | score       | float | reward of each decision: the scalar reward on the last one, plus dense terms
+token_rewards| B T    | score       | float | reward of each decision: the scalar one on the last, plus dense terms
 mask         | B T    | roll out    | bool  | decisions the policy took (not prompt, padding or tool output)
 lengths      | B      | roll out    | int   | number of decisions of each rollout, mask.sum(-1)
 truncated    | B      | roll out    | bool  | stopped by the budget, not by itself
@@ -77,7 +77,9 @@ def check(name: str, value: Any, dims: dict[str, int], *, reader: str = "") -> N
     `dims` binds B, T, U across the columns of one call, so two columns of different size are caught too.
     """
     column = COLUMNS[name]
-    if isinstance(value, Mapping):
+    if column.shapes == ("{B}",):
+        if not isinstance(value, Mapping):
+            raise ShapeError(f"column '{name}' must be a dict of tensors by name", where=reader or None)
         for key, part in value.items():
             _check_tensor(f"{name}[{key!r}]", part, ("B",), dims, reader)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 
 from coterie.clock import Clock
@@ -84,5 +83,3 @@ def delay(run: Run, batch: Rollouts | None) -> Rollouts | None:
 
 def due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
-
-

@@ -1,4 +1,4 @@
-"""How a pure piece reports what it did: `record("clip/fraction", clipped)`. Outside a loop it costs and does nothing."""
+"""How a pure piece reports what it did: `record("clip/fraction", clipped)`. Outside a loop it does nothing."""
 
 from __future__ import annotations
 

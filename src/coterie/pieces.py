@@ -8,6 +8,7 @@ same name) and whose `__call__` takes the columns, with `state_dict` and `load_s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -22,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from coterie import columns as vocabulary
 from coterie.errors import RecipeError, did_you_mean
 from coterie.schedules import Schedule, looks_like_schedule, resolve
+from coterie.streams import stream
 
 # kind -> (package its files live in, column it writes or None)
 KINDS: dict[str, tuple[str, str | None]] = {
@@ -177,7 +178,9 @@ _discovered: set[str] = set()
 
 def _read_signature(fn: Callable[..., Any], skip_self: bool) -> tuple[list[str], list[str], dict[str, Setting]]:
     hints = typing.get_type_hints(fn)
-    required, optional, settings = [], [], {}
+    required: list[str] = []
+    optional: list[str] = []
+    settings: dict[str, Setting] = {}
     for name, p in inspect.signature(fn).parameters.items():
         if name == "self" and skip_self:
             continue
@@ -191,12 +194,14 @@ def _read_signature(fn: Callable[..., Any], skip_self: bool) -> tuple[list[str],
     return required, optional, settings
 
 
-def register(kind: str, obj: Any, *, paper: str | None, writes: str | None, whole_groups: bool, slug: str | None) -> Any:
+def register(
+    kind: str, obj: Any, *, paper: str | None, writes: str | None, whole_groups: bool, slug: str | None
+) -> Any:
     """Make a piece of a function or a stateful class, and return it ready to be called on its own."""
     stateful = inspect.isclass(obj)
     if stateful:
         required, optional, none = _read_signature(obj.__call__, True)
-        _, _, settings = _read_signature(obj.__init__, True)
+        _, _, settings = _read_signature(obj.__init__, True) if obj.__init__ is not object.__init__ else ([], [], {})
         if none:
             raise TypeError(f"{obj.__name__}: settings belong to __init__, columns to __call__")
     else:
@@ -229,9 +234,11 @@ def register(kind: str, obj: Any, *, paper: str | None, writes: str | None, whol
     def call(*args: Any, **kwargs: Any) -> Any:
         names = [*piece.required, *piece.optional]
         columns: dict[str, Any] = dict(zip(names, args, strict=False))
-        columns |= {k: kwargs.pop(k) for k in list(kwargs) if k in names}
-        if len(args) > len(names) or any(c not in columns for c in piece.required):
-            inspect.signature(obj).bind(*args, **kwargs, **({} if args else columns))  # Python's own message
+        named = {k: kwargs.pop(k) for k in list(kwargs) if k in names}
+        twice = columns.keys() & named.keys()
+        columns |= named
+        if twice or len(args) > len(names) or any(c not in columns for c in piece.required):
+            inspect.signature(obj).bind(*args, **named, **kwargs)  # Python's own message
         return _checked(piece, obj, columns, kwargs)
 
     call.piece = piece  # type: ignore[attr-defined]
@@ -243,9 +250,7 @@ def _decorator(kind: str) -> Callable[..., Callable[[Any], Any]]:
         *, paper: str | None = None, writes: str | None = None, whole_groups: bool = False, slug: str | None = None
     ) -> Callable[[Any], Any]:
         """`paper`: arXiv id; `writes`: column it returns, where not its kind's; `whole_groups`: never split a group."""
-        return lambda obj: register(
-            kind, obj, paper=paper, writes=writes, whole_groups=whole_groups, slug=slug
-        )
+        return lambda obj: register(kind, obj, paper=paper, writes=writes, whole_groups=whole_groups, slug=slug)
 
     decorate.__name__ = kind
     return decorate
@@ -268,7 +273,7 @@ optimizer = _decorator("optimizer")
 
 
 def discover(package: str) -> None:
-    """Import every module of a stage's package, so that its pieces register; then set each as the package's attribute."""
+    """Import every module of a stage's package, so that its pieces register and are the package's attributes."""
     if package in _discovered:
         return
     _discovered.add(package)
@@ -297,14 +302,17 @@ def load_file(path: str) -> None:
     file = Path(path).expanduser()
     if not file.is_file():
         raise RecipeError(f"no such Python file: {path}", hint="give the path of a .py file that defines the piece")
-    name = f"coterie_user_{file.stem}"
+    name = f"coterie_user_{file.stem}_{stream(0, str(file.resolve())):x}"
     if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(file.resolve()):
         return
     spec = importlib.util.spec_from_file_location(name, file.resolve())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    with contextlib.ExitStack() as undo:
+        sys.modules[name] = module
+        undo.callback(sys.modules.pop, name)
+        spec.loader.exec_module(module)
+        undo.pop_all()
 
 
 def get(kind: str, slug: str, *, where: str = "") -> Piece:
@@ -316,7 +324,9 @@ def get(kind: str, slug: str, *, where: str = "") -> Piece:
     piece = _registry.get((kind, slug)) or _registry.get((kind, slug.replace("-", "_")))
     if piece is None:
         known = [s for k, s in _registry if k == kind]
-        raise RecipeError(f"unknown {kind.replace('_', ' ')} '{slug}'", where=where or None, hint=did_you_mean(slug, known))
+        raise RecipeError(
+            f"unknown {kind.replace('_', ' ')} '{slug}'", where=where or None, hint=did_you_mean(slug, known)
+        )
     return piece
 
 
@@ -324,5 +334,3 @@ def all_pieces(kind: str | None = None) -> list[Piece]:
     """Every registered piece (of one kind), built-in, plug-in and user-defined, in order of kind and slug."""
     _discover_all()
     return sorted((p for p in _registry.values() if kind in (None, p.kind)), key=lambda p: (p.kind, p.slug))
-
-

@@ -6,7 +6,7 @@ setting two values are an error that says which to choose, unless the file or th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,10 +148,10 @@ class _Merge:
         claims.setdefault(key, (value, origin))
         return True
 
-    def _add_single(
-        self, key: str, value: Any, where: str, layer: Layer, path: tuple[str, ...], claims: Any
-    ) -> None:
+    def _add_single(self, key: str, value: Any, where: str, layer: Layer, path: tuple[str, ...], claims: Any) -> None:
         slug, settings = _split(SINGLE[key], value, where, key)
+        if key == "task" and slug is not None and is_data(slug):
+            slug, settings = "jsonl", {"path": slug, **settings}
         if value is None:
             self.single[key] = None
             self.conflicts.pop(key, None)
@@ -203,6 +203,11 @@ class _Merge:
             self._add_settings(ref, f"{key}.{slug}", settings, layer, inner, claims)
 
 
+def is_data(name: str) -> bool:
+    """Whether a task is written as a data file or folder, my.jsonl or data/, which is the task jsonl of it."""
+    return name.endswith((".jsonl", ".json", ".parquet", ".csv")) or "/" in name.replace(".py:", "")
+
+
 def _split(kind: str, value: Any, where: str, key: str, chain: bool = False) -> tuple[str | None, Mapping[str, Any]]:
     """'slug' | {slug: {settings}} | {setting: value} -> (slug or None, settings)."""
     if value is None:
@@ -231,7 +236,7 @@ def resolve(
     file: str | Path | None = None,
     overrides: Sequence[str] = (),
     values: Mapping[str, Any] | None = None,
-    functions: Sequence[Callable[..., Any]] | None = None,
+    functions: Sequence[Any] | None = None,
 ) -> Recipe:
     """Read, merge and validate everything into a Recipe. Raises RecipeError naming file, line and key."""
     user = []
@@ -279,7 +284,9 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
         raise _first_error(error, merge) from None
     single = {slot: ref.bind(SINGLE[slot], slot) for slot, ref in merge.single.items() if ref is not None}
     if "task" not in single:
-        raise RecipeError("no task is named", hint="task=countdown, task=my.jsonl, or --task; `coterie tasks` lists them")
+        raise RecipeError(
+            "no task is named", hint="task=countdown, task=my.jsonl, or --task; `coterie tasks` lists them"
+        )
     if "objective.loss" in single:
         for slot in ("objective.ratio", "objective.trust_region"):
             single.pop(slot, None)
@@ -305,7 +312,5 @@ def _known_key(path: tuple[str, ...], where: str) -> None:
 def _first_error(error: ValidationError, merge: _Merge) -> RecipeError:
     problem = error.errors()[0]
     path = tuple(str(p) for p in problem["loc"])
-    where = next(
-        (w for p, (_, w) in merge.values.items() if p == path[: len(p)] or path == p[: len(path)]), "recipe"
-    )
+    where = next((w for p, (_, w) in merge.values.items() if p == path[: len(p)] or path == p[: len(path)]), "recipe")
     return RecipeError(f"{'.'.join(path)}: {problem['msg'].lower()}, got {problem.get('input')!r}", where=where)

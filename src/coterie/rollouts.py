@@ -1,4 +1,4 @@
-"""The table: a row per rollout, a column axis of decisions. Everything after the policy reads and writes its columns."""
+"""The table: a row per rollout, a column axis of decisions. Everything after the policy works on its columns."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _has_t(name: str, tensor: Tensor) -> bool:
 def _widen(name: str, tensor: Tensor, width: int) -> Tensor:
     if not _has_t(name, tensor) or tensor.shape[1] == width:
         return tensor
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]))
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=-1 if name == "turn" else 0)
 
 
 def _map(value: Value, fn: Any) -> Value:

@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from coterie import wiring
 from coterie.checkpoint import load_state, save_state
-from coterie.errors import RecipeError
+from coterie.errors import RecipeError, did_you_mean
 from coterie.pieces import BoundPiece
 from coterie.policies.causal_lm import CausalLM
-from coterie.policies.loading import ModelSpec
+from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.reference import Reference
+from coterie.policies.tiny import TinySpec
 from coterie.recipe import Recipe
+from coterie.rewards.functions import rewards_of
 from coterie.rewards.runner import RewardRunner
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sections import Settings
 from coterie.streams import stream
 from coterie.tasks.base import Task
-from coterie.tasks.rewards import rewards_of
 
 
 @dataclass
@@ -88,15 +90,18 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "pieces": {name: b.state_dict() for name, b in self.stateful().items()},
             "reference": self._reference.state_dict() if self._reference is not None else None,
+            "adapters": self.policy.state_dict() if self.policy.has_adapters else None,
             "pending": [_pack(r) for r in self.pending],
         }
         save_state(folder / "state.pt", state)
 
     def restore(self, folder: Path) -> None:
-        """Take everything but the policy's weights from a checkpoint; `build` has loaded those."""
+        """Take everything from a checkpoint but whole-model weights, which `build` has loaded already."""
         state = load_state(folder / "state.pt")
         self.step, self.first_update, self.started = state["step"], state["first_update"], True
         self.policy.version = state["version"]
+        if state["adapters"] is not None:
+            self.policy.load_state_dict(state["adapters"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, bound in self.stateful().items():
             bound.load_state_dict(state["pieces"][name])
@@ -117,6 +122,12 @@ def _pack(rollouts: Rollouts) -> dict[str, Any]:
         "sampling": {**s.__dict__, "stop": list(s.stop)},
         "texts": rollouts.texts,
     }
+
+
+def use_threads(recipe: Recipe) -> None:
+    """CPU threads of torch, as the recipe says. Sums depend on their number, so a resumed run uses the same."""
+    if recipe.settings.threads is not None:
+        torch.set_num_threads(recipe.settings.threads)
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -156,11 +167,30 @@ def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Mo
     """The model as the recipe names it; a tiny one made here takes its characters from the task."""
     written = recipe.settings.model
     if written is None:
-        raise RecipeError("no model is named", hint="--model PATH_OR_HUB_ID, or model='{init: {layers: 2}}' for a tiny one")
-    tree = {"name": written} if isinstance(written, str) else dict(written)
-    if "init" in tree and task.vocabulary is not None:
-        tree["init"] = {"vocabulary": task.vocabulary, "seed": stream(recipe.settings.seed, "init"), **(tree["init"] or {})}
-    if checkpoint is not None:
+        raise RecipeError(
+            "no model is named", hint="--model PATH_OR_HUB_ID, or model='{init: {layers: 2}}' for a tiny one"
+        )
+    tree: dict[str, Any] = {"name": written} if isinstance(written, str) else dict(written)
+    tree.setdefault("seed", stream(recipe.settings.seed, "model"))
+    if "init" in tree:
+        tree["init"] = {**({"vocabulary": task.vocabulary} if task.vocabulary else {}), **(tree["init"] or {})}
+    if checkpoint is not None and not tree.get("lora"):
         tree.pop("init", None)
         tree["name"] = str(checkpoint / "policy")
-    return ModelSpec.model_validate(tree)
+    try:
+        return ModelSpec.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(["model", *map(str, problem["loc"])])
+        known = (
+            LoraSpec.model_fields
+            if "lora" in key
+            else TinySpec.model_fields
+            if "init" in key
+            else ModelSpec.model_fields
+        )
+        unknown = problem["type"] == "extra_forbidden"
+        raise RecipeError(
+            f"unknown key '{key}'" if unknown else f"{key}: {problem['msg'].lower()}",
+            hint=did_you_mean(str(problem["loc"][-1]), known) if unknown else None,
+        ) from None

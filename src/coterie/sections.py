@@ -85,6 +85,7 @@ class Settings(Section):
     model: Any = Field(None, description="a path, a hub id, or a mapping: name, dtype, lora, init …")
     steps: PositiveInt = Field(100, description="optimisation steps")
     seed: int = Field(0, description="of every random stream")
+    threads: PositiveInt | None = Field(None, description="CPU threads of torch; tiny models are fastest with 1")
     draw: Draw = Field(default_factory=Draw)
     rollout: Rollout = Field(default_factory=Rollout)
     rewards: Rewards = Field(default_factory=Rewards)
@@ -98,11 +99,15 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if self.update.minibatches > self.draw.prompts:
-            raise ValueError(f"update.minibatches is {self.update.minibatches} but draw.prompts only {self.draw.prompts}")
+            raise ValueError(
+                f"update.minibatches is {self.update.minibatches} but draw.prompts only {self.draw.prompts}"
+            )
         temperature = self.rollout.temperature
         lowest = min(temperature.start, temperature.to) if isinstance(temperature, Schedule) else temperature
         if lowest <= 0:
-            raise ValueError("rollout.temperature must be > 0: greedy rollouts are all the same and cannot be trained on")
+            raise ValueError(
+                "rollout.temperature must be > 0: greedy rollouts are all the same and cannot be trained on"
+            )
         return self
 
 

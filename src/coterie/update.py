@@ -94,6 +94,7 @@ def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector:
     single, mask = run.recipe.single, coefficients != 0
     table = run.table(micro, step)
     table |= run.policy.score(micro, run.score_columns)
+    table["mask"] = mask  # one loss mask: a dropped decision is in no ratio, surrogate or term
     with collect(collector, mask):
         if "objective.loss" in single:
             value = single["objective.loss"](table, step)
@@ -106,7 +107,9 @@ def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector:
             loss = loss + _aggregate(term(table, step), coefficients)
         _observe(collector, table, mask)
     if not bool(torch.isfinite(loss)):
-        raise RunError("the loss is not finite", hint="the last checkpoint is intact; lower optimizer.lr or look at rewards")
+        raise RunError(
+            "the loss is not finite", hint="the last checkpoint is intact; lower optimizer.lr or look at rewards"
+        )
     return loss
 
 
@@ -153,7 +156,7 @@ def _step(run: Run, step: int) -> float:
 
 
 def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -> Rollouts:
-    """Fill in the columns of policy and reference that pieces in these slots read and the table lacks, without gradient.
+    """Fill in the columns of policy and reference that pieces in these slots read, without gradient.
 
     In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used.
     """

@@ -16,13 +16,15 @@ from coterie.streams import stream
 def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
     """Train on reference completions for at most warm_start.steps, stopping at warm_start.stop_at sampled accuracy.
 
-    Accuracy is measured on training prompts, at the temperature of the rollouts: a greedy stop leaves nothing to sample.
+    Accuracy is measured on training prompts at the rollouts' temperature: a greedy stop leaves nothing to sample.
     """
     spec = run.settings.warm_start
     if spec.steps == 0:
         return {}
     if run.task.reference is None:
-        raise RecipeError(f"task '{run.task.name}' has no reference completions to warm-start on", hint="warm_start.steps=0")
+        raise RecipeError(
+            f"task '{run.task.name}' has no reference completions to warm-start on", hint="warm_start.steps=0"
+        )
     if spec.stop_at is not None and run.task.verify is None:
         raise RecipeError("warm_start.stop_at needs a task with a verifier", hint="leave stop_at out")
     sft = sft_steps(run, spec.lr, spec.batch)

@@ -1,4 +1,4 @@
-"""Columns on demand: which columns a recipe reads, who provides them, and what that costs. Checked before anything loads."""
+"""Columns on demand: which columns a recipe reads, who provides them, at what cost. Checked before loading."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ PROVIDED_BY = {
     "reference": "a reference policy (one more forward pass without gradient)",
     "environment": "an agent environment",
 }
-COST = {"policy": "forward", "reference": "weights in memory + forward", "roll out": "free", "environment": "environment"}
+COST = {
+    "policy": "forward",
+    "reference": "weights in memory + forward",
+    "roll out": "free",
+    "environment": "environment",
+}
 PRODUCED_IN = {"credit": "credit", "select": "selection", "update": "objective"}
 _ORDER = ["rewards", "selection.filters", "credit", "selection.weights", "objective"]
 
@@ -67,7 +72,7 @@ def check(recipe: Recipe, *, has_verifier: bool | None = None, provides: frozens
             continue
         if use.provider == "environment" and use.column not in provides:
             raise RecipeError(
-                f"{use.consumers[0]} reads column '{use.column}' ({COLUMNS[use.column].meaning}), which nobody provides",
+                f"{use.consumers[0]} reads '{use.column}' ({COLUMNS[use.column].meaning}), which nobody provides",
                 hint="an agent environment or a tree strategy provides it; this recipe has neither",
             )
         if use.column == "correct" and has_verifier is False:
@@ -85,7 +90,9 @@ def check(recipe: Recipe, *, has_verifier: bool | None = None, provides: frozens
             if column == "weights":
                 made = _ORDER.index("selection.weights")
             if here < made:
-                raise RecipeError(f"{slot}={bound.piece.slug} reads column '{column}' before the {stage} stage makes it")
+                raise RecipeError(
+                    f"{slot}={bound.piece.slug} reads column '{column}' before the {stage} stage makes it"
+                )
     if "objective.loss" not in recipe.single and "objective.trust_region" not in recipe.single:
         raise RecipeError("the recipe has no objective", hint="objective.trust_region=ppo_clip, or objective.loss=…")
     ratio = recipe.single.get("objective.ratio")
@@ -98,8 +105,8 @@ def check(recipe: Recipe, *, has_verifier: bool | None = None, provides: frozens
         for slot, bound in recipe.all_bound():
             if slot == "credit.baseline" and bound.piece.slug == "whitened_return":
                 raise RecipeError(
-                    "objective.ratio=sequence has one ratio a rollout and credit.baseline=whitened_return one advantage "
-                    "a decision",
+                    "objective.ratio=sequence has one ratio a rollout, and credit.baseline=whitened_return gives an "
+                    "advantage a decision",
                     hint="objective.ratio=sequence_token",
                 )
 

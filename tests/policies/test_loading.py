@@ -48,6 +48,12 @@ def test_an_unreachable_hub_is_said(monkeypatch):
         CausalLM.load(ModelSpec(name="someone/nothing"))
 
 
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(PolicyError, match="device=cuda:1: no CUDA"):
+        CausalLM.load(ModelSpec(init=TINY, device="cuda:1"))
+
+
 def test_missing_peft_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(PolicyError, match=r"coterie\[peft\]"):

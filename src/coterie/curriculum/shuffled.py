@@ -11,7 +11,7 @@ from coterie.streams import stream
 
 
 @curriculum()
-class shuffled:  # noqa: N801  (a piece is named like the function it stands for)
+class shuffled:
     """Draw prompts without replacement, reshuffled at every epoch from the run's seed; a cursor is all its memory."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class shuffled:  # noqa: N801  (a piece is named like the function it stands for
 
     def __call__(self, size: int, count: int, seed: int) -> list[int]:
         """Indices of the next `count` of `size` prompts."""
-        drawn = []
+        drawn: list[int] = []
         for position in range(self.cursor, self.cursor + count):
             epoch, place = divmod(position, size)
             if place == 0 or not drawn:

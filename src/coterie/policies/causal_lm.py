@@ -55,11 +55,24 @@ class CausalLM:
     def has_adapters(self) -> bool:
         return hasattr(self.model, "get_base_model")
 
+    @property
+    def tolerance(self) -> float:
+        """The most by which a captured log-prob may differ from a recomputed one by rounding alone."""
+        return 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.5
+
     # Text
 
     def encode(self, prompt: str | Sequence[tokenizers.Message]) -> tuple[int, ...]:
         """Token ids of a prompt, plain or conversational (see `tokenizers.encode`)."""
         return tokenizers.encode(self.tokenizer, prompt, self.spec.system)
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """Token ids of a completion's text, without special tokens (an SFT target; EOS is added by `sft_loss`)."""
+        return tokenizers.encode_completion(self.tokenizer, text)
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Each token's own text, for people to look at."""
+        return self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Text of a completion, without special tokens and cut before a stop string."""
@@ -235,6 +248,9 @@ class CausalLM:
         With adapters, only they are written, unless `merge=True`: then they are folded into a copy of the weights and
         plain `AutoModelForCausalLM.from_pretrained` loads the result.
         """
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
         model = self.model
         if merge and self.has_adapters:
             model = copy.deepcopy(model).merge_and_unload()

@@ -62,6 +62,8 @@ def load_model_and_tokenizer(spec: ModelSpec, tokenizer: Any = None) -> tuple[An
     import torch
 
     device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise PolicyError("no CUDA device is visible", where=f"model.device={device}", hint="use device=auto or cpu")
     if spec.init is not None:
         model, own = build(spec.init, spec.seed)
         if spec.dtype == "bfloat16":
@@ -148,7 +150,7 @@ def _peft() -> Any:
     except ImportError as error:
         raise PolicyError(
             "LoRA needs the package peft, which is not installed",
-            where="policy.lora",
+            where="model.lora",
             hint="pip install 'coterie[peft]'",
         ) from error
     return peft
@@ -178,7 +180,7 @@ def _add_lora(model: Any, spec: ModelSpec) -> Any:
         try:
             return peft.get_peft_model(model, config)
         except ValueError as error:
-            raise PolicyError(str(error).splitlines()[0], where="policy.lora.target_modules") from error
+            raise PolicyError(str(error).splitlines()[0], where="model.lora.target_modules") from error
 
 
 def _load_adapters(spec: ModelSpec, options: dict[str, Any]) -> Any:
@@ -203,5 +205,5 @@ def _read_template(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise PolicyError(
-            f"cannot read the chat template: {error.strerror}", where=str(path), hint="check policy.chat_template"
+            f"cannot read the chat template: {error.strerror}", where=str(path), hint="check model.chat_template"
         ) from error

@@ -55,7 +55,7 @@ def _encode_messages(tokenizer: Any, messages: list[Message]) -> tuple[int, ...]
         raise PolicyError(
             "the prompt is a conversation and this tokenizer has no chat template",
             where="encode",
-            hint="set policy.chat_template=PATH to a Jinja template, use an instruct model, or give plain-text prompts",
+            hint="set model.chat_template=PATH to a Jinja template, use an instruct model, or give plain-text prompts",
         )
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from coterie.columns import per_decision
+from coterie.columns import finite_or_zero, per_decision
 from coterie.pieces import aggregation
 
 
@@ -13,6 +13,6 @@ def constant(weights: Tensor, mask: Tensor, budget: int, *, length: int | None =
     length defaults to the run's completion budget: a constant, never the padded width. Rollouts without any weight do
     not count.
     """
-    w = per_decision(weights, mask) * mask
+    w = finite_or_zero(per_decision(weights, mask), mask)
     live = (w != 0).any(-1).sum().to(w.dtype)
     return w / (live.clamp_min(1.0) * (budget if length is None else length))

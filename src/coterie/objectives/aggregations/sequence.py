@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from coterie.columns import per_decision
+from coterie.columns import finite_or_zero, per_decision
 from coterie.pieces import aggregation
 from coterie.reductions import group_sum
 
@@ -15,7 +15,7 @@ def sequence(weights: Tensor, mask: Tensor, groups: Tensor, *, scope: Literal["b
 
     scope="group": rollouts are averaged within each group, then groups. Rollouts without any weight do not count.
     """
-    w = per_decision(weights, mask) * mask
+    w = finite_or_zero(per_decision(weights, mask), mask)
     active = (w != 0).sum(-1).to(w.dtype)
     live = (active > 0).to(w.dtype)
     mean = w / active.clamp_min(1.0).unsqueeze(-1)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from coterie.columns import per_decision
+from coterie.columns import finite_or_zero, per_decision
 from coterie.pieces import aggregation
 from coterie.reductions import group_sum
 
@@ -16,7 +16,7 @@ def token(weights: Tensor, mask: Tensor, groups: Tensor, *, scope: Literal["batc
     scope="batch": one mean over the whole update (DAPO's code); "group": the mean within each group, then over groups
     (DAPO's formula; ScaleRL's prompt-level averaging). Groups without any decision left do not count.
     """
-    w = per_decision(weights, mask) * mask
+    w = finite_or_zero(per_decision(weights, mask), mask)
     active = (w != 0).sum(-1).to(w.dtype)
     if scope == "batch":
         return w / active.sum().clamp_min(1.0)

@@ -11,7 +11,7 @@ from coterie.reductions import masked_mean
 def sequence_token(logp: Tensor, logp_old: Tensor, mask: Tensor) -> Tensor:
     """sg(s_i) * exp(logp - sg(logp)), which admits an advantage a decision. [B,T] -> [B,T]
 
-    s_i is detached. Value and, when the advantage is constant over the rollout, gradient under sequence_mean are GSPO's.
+    s_i is detached. Under a sequence mean and with one advantage a rollout, value and gradient are GSPO's.
     """
     level = masked_mean(logp.detach() - logp_old, mask).clamp(-LOG_LIMIT, LOG_LIMIT).exp()
     own = (logp - logp.detach()).masked_fill(~mask, 0.0).exp()

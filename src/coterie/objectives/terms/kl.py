@@ -26,7 +26,8 @@ def kl(
 
     k2 has the reverse KL's gradient on policy, k3 (the paper's) a forward-leaning one, k1 none in expectation: do not
     use k1 here. importance: multiply the estimate by the ratio (with its gradient), which makes k1 and k3's expected
-    gradient the reverse KL's and corrects for stale samples.
+    gradient the reverse KL's and corrects for stale samples. Over several decisions this is the sum of their own
+    KLs, not the KL of whole sequences: for that put k1 in the reward with returns to go.
     """
     value = kl_estimate(finite_or_zero(logp - logp_ref, mask), estimator)
     record("kl/ref", value)

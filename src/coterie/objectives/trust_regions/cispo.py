@@ -1,4 +1,4 @@
-"""CISPO: the clipped importance weight is detached, so clipped decisions keep a gradient (MiniMax-M1, arXiv:2506.13585)."""
+"""CISPO: the clipped importance weight is detached, so clipped decisions still learn (arXiv:2506.13585)."""
 
 from torch import Tensor
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from coterie.errors import RecipeError
 from coterie.metrics import record
 from coterie.objectives.trust_regions.shapes import match
 from coterie.pieces import trust_region
@@ -22,6 +23,8 @@ def ppo_clip(
     dual: for A < 0 the surrogate is also bounded below by dual * A (arXiv:1912.09729), so one absurd ratio cannot
     dominate; must be > 1. A [B] ratio needs [B] advantages.
     """
+    if dual is not None and dual <= 1:
+        raise RecipeError(f"ppo_clip's dual is a bound above 1, got {dual:g}", hint="3 is usual; null switches it off")
     a = match(ratio, advantages)
     low, high = 1.0 - eps_low, 1.0 + eps_high
     surrogate = torch.minimum(ratio * a, ratio.clamp(low, high) * a)

@@ -127,7 +127,7 @@ class LocalEngine:
             raise PolicyError(
                 f"a prompt of {len(request.prompt)} tokens fills the model's context of {self.context}",
                 where="LocalEngine",
-                hint="shorten or filter prompts (data.max_prompt_tokens), or use a model with a longer context",
+                hint="shorten or filter prompts, or use a model with a longer context",
             )
         return min(request.sampling.max_tokens, left)
 

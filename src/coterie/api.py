@@ -1,0 +1,125 @@
+"""Start and resume runs from Python; the command line calls these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coterie.checkpoint import CheckpointStore
+from coterie.errors import CoterieError, RunError
+from coterie.recipe import Recipe, resolve
+
+if TYPE_CHECKING:
+    from coterie.observe.run_dir import RunDir
+    from coterie.run import Run
+
+
+@dataclass
+class Result:
+    """A run that ended: where it is, its metrics a step, and whether it was interrupted."""
+
+    path: Path
+    metrics: list[dict[str, Any]]
+    interrupted: bool
+    policy: Any
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.metrics[-1] if self.metrics else {}
+
+
+def train(
+    *,
+    model: Any = None,
+    task: Any = None,
+    method: str | None = None,
+    rewards: Sequence[Callable[..., Any] | str | Mapping[str, Any]] | None = None,
+    recipe: str | Path | None = None,
+    out: str | Path | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Result:
+    """Train a policy and return the run.
+
+    model: a path or hub id, or a mapping (name, dtype, lora, init). task: a task's name, a data file, or a mapping
+    {name: settings}. method: 'grpo', 'dapo+kl' … rewards: functions f(completions, **columns) -> list[float | None].
+    Other settings by section, rollout={"group_size": 8}, or with dots in a mapping, **{"rollout.group_size": 8}.
+    Raises CoterieError with the mend where something is wrong.
+    """
+    values: dict[str, Any] = dict(settings)
+    if model is not None:
+        values["model"] = model
+    if task is not None:
+        values["task"] = task
+    resolved = resolve(method=method, file=recipe, values=values, functions=rewards)
+    return start(resolved, out, quiet=quiet)
+
+
+def start(recipe: Recipe, out: str | Path | None = None, *, quiet: bool = False) -> Result:
+    """Make a run directory for a recipe and run it."""
+    from coterie.observe.run_dir import RunDir
+    from coterie.run import build, use_threads
+
+    use_threads(recipe)
+    run = build(recipe)
+    directory = RunDir.create(
+        out, task=run.task.name, method=recipe.method, recipe=recipe.to_yaml(), seed=recipe.settings.seed
+    )
+    with directory.locked():
+        return _drive(directory, run, quiet)
+
+
+def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None) -> Result:
+    """Go on from the last checkpoint of a run, exactly as if it had never stopped. `steps` may extend it.
+
+    Raises RunError when there is nothing left to do.
+    """
+    from coterie.observe.metrics import MetricsLog
+    from coterie.observe.run_dir import RunDir
+    from coterie.run import build, use_threads
+
+    directory = RunDir.open(path)
+    with directory.locked():
+        recipe = resolve(file=directory.recipe, overrides=[] if steps is None else [f"steps={steps}"])
+        use_threads(recipe)
+        store = CheckpointStore(directory.checkpoints, keep=recipe.settings.checkpoint.keep)
+        store.clean()
+        latest = store.latest()
+        run = build(recipe, latest)
+        if run.step >= recipe.settings.steps:
+            raise RunError(
+                f"nothing to do: all {recipe.settings.steps} steps are done",
+                where=str(directory.path),
+                hint="extend it with steps=N, or start a new run",
+            )
+        if steps is not None:
+            directory.rewrite_recipe(recipe.to_yaml())
+        MetricsLog(directory.metrics).truncate_after(run.step if latest is not None else -1)
+        return _drive(directory, run, quiet)
+
+
+def _drive(directory: RunDir, run: Run, quiet: bool) -> Result:
+    """Run the loop inside a directory that is locked already."""
+    from coterie.loop import train as loop
+    from coterie.observe.metrics import MetricsLog
+    from coterie.observe.reporter import Reporter
+
+    directory.set_status("running", run.step)
+    try:
+        reporter = Reporter(directory, run, quiet=quiet)
+        with reporter.running():
+            loop(run, reporter)
+    except CoterieError as error:
+        directory.set_status("failed", run.step, str(error))
+        raise
+    except KeyboardInterrupt:
+        directory.set_status("interrupted", run.step)
+        raise
+    finally:
+        run.rewards.close()
+    interrupted = run.step < run.settings.steps
+    directory.set_status("interrupted" if interrupted else "finished", run.step)
+    reporter.draw()
+    return Result(directory.path, MetricsLog(directory.metrics).read(), interrupted, run.policy)

@@ -1,0 +1,20 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line: one clear message and an exit code for whatever the user can mend."""
+    from coterie.cli.app import app
+    from coterie.errors import CoterieError
+
+    try:
+        app()
+    except CoterieError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

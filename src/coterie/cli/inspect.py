@@ -1,0 +1,113 @@
+"""`coterie methods` and `coterie tasks`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from coterie import methods, pieces
+from coterie.cli.output import console, print_json, table
+from coterie.methods import Method
+from coterie.pieces import BoundPiece
+
+
+def list_methods(as_json: bool) -> None:
+    every = methods.all_methods()
+    if as_json:
+        print_json([describe(m) for m in every])
+        return
+    out = table("method", "title", "paper")
+    for method in every:
+        out.add_row(method.slug, method.title, method.paper or "")
+    console.print(out)
+    console.print("\njoin them with '+': --method dapo+kl      explain one: coterie methods show dapo")
+
+
+def describe(method: Method) -> dict[str, Any]:
+    return {
+        "slug": method.slug, "title": method.title, "paper": method.paper, "summary": method.summary,
+        "formula": method.formula, "symbols": method.symbols, "when": method.when, "metrics": method.metrics,
+        "differences": method.differences, "recipe": method.layer.tree,
+        "pieces": [
+            {"slot": slot, "piece": b.piece.slug, "settings": {k: str(v) for k, v in b.settings.items()},
+             "paper": b.piece.paper, "doc": b.piece.doc}
+            for slot, b in method_pieces(method)
+        ],
+    }  # fmt: skip
+
+
+def method_pieces(method: Method) -> list[tuple[str, BoundPiece]]:
+    """The pieces a method sets, with its settings."""
+    from coterie.recipe import CHAIN, SINGLE, _Merge
+
+    merge = _Merge()
+    merge.add(method.layer, method=True)
+    found = [(slot, ref.bind(SINGLE[slot], slot)) for slot, ref in merge.single.items() if ref is not None]
+    return found + [(slot, ref.bind(CHAIN[slot], slot)) for slot, refs in merge.chain.items() for ref in refs]
+
+
+def show_method(slug: str, as_json: bool) -> None:
+    """Formula, symbols, defaults, when to use it, metrics, differences from the paper."""
+    chosen = [methods.load(name) for name in methods.names_in(slug)]
+    if as_json:
+        print_json([describe(m) for m in chosen] if len(chosen) > 1 else describe(chosen[0]))
+        return
+    for method in chosen:
+        console.print(f"[bold]{method.slug}[/bold]  {method.title}" + (f"  ({method.paper})" if method.paper else ""))
+        console.print(f"\n{method.summary}\n")
+        console.print("[bold]formula[/bold]")
+        console.print("  " + method.formula.replace("\n", "\n  "), markup=False)
+        console.print("\n[bold]symbols[/bold]")
+        for symbol, meaning in method.symbols.items():
+            console.print(f"  {symbol}: {meaning}", markup=False)
+        console.print("\n[bold]pieces and defaults[/bold]")
+        for slot, bound in method_pieces(method):
+            settings = ", ".join(f"{k}={v}" for k, v in bound.settings.items())
+            console.print(f"  {slot} = {bound.piece.slug}" + (f"  ({settings})" if settings else ""), markup=False)
+            console.print(f"      {bound.piece.summary}", markup=False, style="dim")
+        for title, text in (("when to use it", method.when), ("differences from the paper", method.differences)):
+            if text:
+                console.print(f"\n[bold]{title}[/bold]")
+                console.print(f"  {text}", markup=False)
+        if method.metrics:
+            console.print("\n[bold]metrics to watch[/bold]")
+            for name, meaning in method.metrics.items():
+                console.print(f"  {name}: {meaning}", markup=False)
+        console.print(
+            f"\n[bold]use[/bold]\n  coterie train --model MODEL --task TASK --method {method.slug}\n", markup=True
+        )
+
+
+def list_tasks(as_json: bool) -> None:
+    every = pieces.all_pieces("task")
+    if as_json:
+        print_json([
+            {"task": p.slug, "summary": p.summary,
+             "settings": {n: {"type": s.type_text, "default": s.default} for n, s in p.settings.items()}}
+            for p in every
+        ])  # fmt: skip
+        return
+    out = table("task", "what", "settings")
+    for piece in every:
+        out.add_row(piece.slug, piece.summary, ", ".join(f"{n}={s.default}" for n, s in piece.settings.items()))
+    console.print(out)
+    console.print("\na data file is a task too: --task my.jsonl (see jsonl)")
+
+
+def validate_task(name: str, arguments: list[str], limit: int | None, as_json: bool) -> None:
+    """Exit 1 unless the verifier accepts every reference answer and rejects every corrupted one."""
+    from coterie.recipe import resolve
+    from coterie.run import build_task
+    from coterie.tasks.base import validate
+
+    overrides = [a if a.startswith("task") else f"task.{a}" for a in arguments]
+    task = build_task(resolve(values={"task": name}, overrides=overrides))
+    report = validate(task, limit=limit)
+    if as_json:
+        print_json(report.__dict__)
+    else:
+        for key, value in report.__dict__.items():
+            console.print(f"{key}: {value}", markup=False)
+    if not report.ok:
+        raise typer.Exit(1)

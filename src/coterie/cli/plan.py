@@ -1,0 +1,70 @@
+"""`coterie plan`: what a recipe will do, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coterie import wiring
+from coterie.cli.output import console, print_json, table
+from coterie.recipe import Recipe
+from coterie.run import build_task
+
+
+def show_plan(recipe: Recipe, as_json: bool) -> None:
+    """Pieces, columns with providers and consumers, and every derived number."""
+    task = build_task(recipe)
+    wiring.check(recipe, has_verifier=task.verify is not None)
+    columns, numbers = wiring.uses(recipe), derived(recipe, len(task.train), len(task.held_out))
+    if as_json:
+        print_json({
+            "method": recipe.method,
+            "pieces": [
+                {"slot": s, "piece": b.piece.slug, "settings": _plain(b.settings)} for s, b in recipe.all_bound()
+            ],
+            "columns": [
+                {"column": u.column, "provider": u.provider, "cost": u.cost, "consumers": list(u.consumers),
+                 "optional_for": list(u.optional_for)} for u in columns
+            ],
+            "derived": numbers,
+        })  # fmt: skip
+        return
+    console.print(f"[bold]{recipe.method}[/bold] on {task.name}\n")
+    pieces = table("slot", "piece", "settings")
+    for slot, bound in recipe.all_bound():
+        pieces.add_row(slot, bound.piece.slug, ", ".join(f"{k}={v}" for k, v in _plain(bound.settings).items()))
+    console.print(pieces)
+    console.print()
+    uses = table("column", "provider", "cost", "read by")
+    for use in columns:
+        readers = [*use.consumers, *(f"{c} (if there)" for c in use.optional_for)]
+        uses.add_row(use.column, use.provider, use.cost, ", ".join(readers))
+    console.print(uses)
+    console.print()
+    rest = table("derived", "")
+    for name, value in numbers.items():
+        rest.add_row(name, str(value))
+    console.print(rest)
+
+
+def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
+    """Numbers that follow from the recipe, so that nothing about sizes has to be guessed."""
+    s = recipe.settings
+    rows = s.draw.prompts * s.rollout.group_size
+    return {
+        "prompts an update": s.draw.prompts,
+        "rollouts a prompt": s.rollout.group_size,
+        "rollouts an update": rows,
+        "rollouts an optimizer step": f"about {rows / s.update.minibatches:g}",
+        "optimizer steps an update": s.update.epochs * s.update.minibatches,
+        "optimizer steps in all": s.steps * s.update.epochs * s.update.minibatches,
+        "most sampled tokens an update": rows * s.rollout.max_tokens,
+        "micro-batch": f"at most {s.update.tokens_per_microbatch} prompt and completion tokens",
+        "epochs over the task": f"{s.steps * s.draw.prompts / max(train, 1):.3g} of {train} prompts",
+        "held-out problems": held_out,
+        "reference policy": f"{s.reference.update}" if wiring.wanted(recipe, "reference") else "not loaded",
+        "evaluations": 2 + (s.steps - 1) // s.evaluation.every if s.evaluation.every else 2,
+    }
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.model_dump(by_alias=True) if hasattr(v, "model_dump") else v for k, v in settings.items()}

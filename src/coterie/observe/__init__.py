@@ -1,0 +1,1 @@
+"""See a run: directory, metrics, progress, plots, report."""

@@ -1,0 +1,93 @@
+"""Rollouts as Parquet, a row each: what was asked and answered, what it earned, and what each decision was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from coterie.observe.files import replacing
+from coterie.rollouts import Rollouts
+
+
+def write(
+    path: str | Path,
+    rollouts: Rollouts,
+    prompt_texts: Sequence[str],
+    token_texts: Sequence[Sequence[str]] | None = None,
+) -> None:
+    """Write one step's rollouts, atomically. Columns the table lacks are left out.
+
+    prompt_texts: one a prompt. token_texts: for each row, the text of each of its tokens (the column `pieces`).
+    Per-decision columns hold the decisions the policy took (mask on), in order, unpadded.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    table = pa.table(_columns(rollouts, prompt_texts, token_texts))
+    with replacing(path, "the rollouts", "free space on the disk, or set log.rollouts_every=0") as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of one step, in order."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()
+
+
+def _columns(
+    rollouts: Rollouts, prompt_texts: Sequence[str], token_texts: Sequence[Sequence[str]] | None
+) -> dict[str, Any]:
+    import pyarrow as pa
+
+    groups = rollouts["groups"].tolist()
+    mask = rollouts["mask"].cpu()
+    out: dict[str, Any] = {
+        "group": pa.array(groups, pa.int32()),
+        "sample": pa.array(_place_in_group(groups), pa.int32()),
+        "prompt": [prompt_texts[g] for g in groups],
+    }
+    if rollouts.texts:
+        out["completion"] = rollouts.texts
+    for column, name in (("rewards", "reward"), ("correct", "correct")):
+        if column in rollouts:
+            out[name] = rollouts[column].tolist()
+    if "components" in rollouts:
+        out |= {f"reward.{k}": v.tolist() for k, v in rollouts.columns["components"].items()}  # type: ignore[union-attr]
+    for column, name in (("advantages", "advantage"), ("weights", "weight")):
+        if column in rollouts:
+            out[name] = _row_means(rollouts[column].cpu(), mask)
+    for column, name in (("lengths", "length"), ("truncated", "truncated")):
+        if column in rollouts:
+            out[name] = rollouts[column].tolist()
+    lists = [("tokens", pa.int32()), ("logp_old", pa.float32())]
+    if "advantages" in rollouts and rollouts["advantages"].dim() == 2:
+        lists.append(("advantages", pa.float32()))
+    for name, kind in lists:
+        if name in rollouts:
+            values = rollouts[name].detach().cpu()
+            out[name] = pa.array([v[m].tolist() for v, m in zip(values, mask, strict=True)], pa.list_(kind))
+    if token_texts is not None:
+        out["pieces"] = pa.array([list(row) for row in token_texts], pa.list_(pa.string()))
+    return out
+
+
+def _row_means(values: Tensor, mask: Tensor) -> list[float]:
+    """[B] as it is; [B,T] averaged over the decisions taken (0 where there are none)."""
+    if values.dim() == 2:
+        values = values.double().masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+    return values.tolist()
+
+
+def _place_in_group(groups: list[int]) -> list[int]:
+    seen: dict[int, int] = {}
+    places = []
+    for g in groups:
+        places.append(seen.get(g, 0))
+        seen[g] = places[-1] + 1
+    return places

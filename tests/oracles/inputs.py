@@ -1,0 +1,134 @@
+"""Tables to test pieces on, made from the vocabulary: random ones and one for each way of being degenerate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coterie.columns import COLUMNS
+
+B, T, U, BUDGET = 12, 7, 3, 9
+KINDS = (
+    "random",
+    "binary",
+    "group_of_one",
+    "all_equal",
+    "one_odd",
+    "all_truncated",
+    "empty_rows",
+    "huge_ratios",
+    "one_row",
+)
+LABELS = {"random": (7, -3, 100, 4), "group_of_one": tuple(range(B)), "one_odd": (5, 2), "empty_rows": (3, 1, 2)}
+
+
+def _logp(rng: np.random.Generator, t: dict[str, Any]) -> np.ndarray:
+    return -rng.exponential(1.0, t["mask"].shape) - 0.01
+
+
+# Columns that are not simply random numbers of their dtype. Later ones may read earlier ones.
+SPECIAL: dict[str, Any] = {
+    "mask": lambda rng, t: rng.random((B, T)) < 0.75,
+    "lengths": lambda rng, t: t["mask"].sum(-1),
+    "logp_old": _logp,
+    "logp_ref": _logp,
+    "logp": lambda rng, t: t["logp_old"] + 0.35 * rng.standard_normal(t["mask"].shape),
+    "entropy": lambda rng, t: rng.exponential(1.0, t["mask"].shape),
+    "ratio": lambda rng, t: rng.lognormal(0.0, 0.3, t["mask"].shape),
+    "weights": lambda rng, t: rng.choice([0.0, 1.0, 1.0, 0.5], len(t["mask"])),
+    "token_rewards": lambda rng, t: last(t["mask"]) * t["rewards"][:, None],
+    "parent": lambda rng, t: np.arange(len(t["mask"])),
+    "step": lambda rng, t: 3,
+    "budget": lambda rng, t: BUDGET,
+    "components": lambda rng, t: {"exact": t["rewards"].copy(), "format": rng.standard_normal(len(t["mask"]))},
+}
+FIRST = ("groups", "rewards", "mask", "logp_old")
+
+
+def last(mask: np.ndarray) -> np.ndarray:
+    """Each row's last decision."""
+    out = np.zeros(mask.shape, dtype=bool)
+    for i in range(len(mask)):
+        where = np.nonzero(mask[i])[0]
+        if len(where):
+            out[i, where[-1]] = True
+    return out
+
+
+def table(kind: str = "random", seed: int = 0) -> dict[str, Any]:
+    """Every column of the vocabulary, float64 NumPy."""
+    rng = np.random.default_rng([seed, KINDS.index(kind)])
+    t: dict[str, Any] = {}
+    labels = LABELS.get(kind, (0, 1, 2))
+    t["groups"] = rng.permutation(np.resize(labels, B))
+    t["rewards"] = rng.standard_normal(B)
+    t["mask"] = SPECIAL["mask"](rng, t)
+    t["mask"][:, 0] = True
+    if kind in ("binary", "one_odd", "all_equal"):
+        t["rewards"] = (rng.random(B) < 0.5).astype(float)
+    if kind == "all_equal":
+        t["rewards"] = np.full(B, 0.1)
+    if kind == "one_odd":
+        t["rewards"] = np.full(B, 0.3)
+        t["rewards"][rng.integers(B)] = 0.7
+    if kind == "all_truncated":
+        t["mask"][:] = True
+    if kind == "empty_rows":
+        t["mask"][[1, 5]] = False
+    for name in sorted(COLUMNS, key=lambda n: (FIRST + (n,)).index(n)):
+        if name in t:
+            continue
+        column, dims = COLUMNS[name], {"B": B, "T": T, "U": U}
+        if name in SPECIAL:
+            t[name] = SPECIAL[name](rng, t)
+            continue
+        shape = tuple(dims[axis] for axis in column.shapes[0].split())
+        draw = {"int": lambda s: rng.integers(0, 5, s), "bool": lambda s: rng.random(s) < 0.5}
+        t[name] = draw.get(column.dtype, rng.standard_normal)(shape)
+    if kind == "huge_ratios":
+        t["logp"] = t["logp_old"] + rng.choice([-30.0, 30.0, 0.1, -0.1], t["mask"].shape)
+        t["logp_ref"] = t["logp"] + rng.choice([-30.0, 30.0, 0.1, -0.1], t["mask"].shape)
+    if kind == "all_truncated":
+        t["truncated"][:] = True
+    if kind in ("all_truncated", "all_equal"):
+        t["weights"][:] = 0.0
+    if kind == "one_row":
+        t = {n: v if np.ndim(v) == 0 and not isinstance(v, dict) else rows(v, np.array([0])) for n, v in t.items()}
+    return t
+
+
+def rows(value: Any, index: np.ndarray) -> Any:
+    """Some rows of a column."""
+    return {k: v[index] for k, v in value.items()} if isinstance(value, dict) else value[index]
+
+
+def tensors(t: dict[str, Any], dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """The table as the loop holds it."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: one(v) for k, v in value.items()}
+        if np.ndim(value) == 0:
+            return value
+        tensor = torch.from_numpy(np.ascontiguousarray(value))
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return {name: one(value) for name, value in t.items()}
+
+
+def garbage(name: str, value: Tensor, mask: Tensor) -> Tensor:
+    """The column with the worst there is wherever the mask is off: NaN, or an absurd integer."""
+    if not isinstance(value, Tensor) or value.shape != mask.shape or name == "mask":
+        return value
+    bad = float("nan") if value.is_floating_point() else (True if value.dtype == torch.bool else -99)
+    return torch.where(mask, value, torch.full_like(value, bad))
+
+
+def scalar(value: Tensor, coefficients: Tensor) -> Tensor:
+    """What the update makes of a piece's [B] or [B,T] value: masked by, and weighted with, the coefficients."""
+    if value.dim() == 1:
+        return (value * coefficients.sum(-1)).sum()
+    return (torch.where(coefficients != 0, value, torch.zeros_like(value)) * coefficients).sum()
