@@ -130,6 +130,8 @@ class BoundPiece:
 
     def __init__(self, piece: Piece, settings: dict[str, Any]) -> None:
         self.piece = piece
+        self.name = piece.slug
+        """How a recipe names it: its slug, or file.py:name."""
         self.settings = {n: s.default for n, s in piece.settings.items() if not s.required} | settings
         self.instance: Any = piece.fn(**self.at(0)) if piece.stateful else None
 

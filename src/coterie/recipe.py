@@ -53,7 +53,9 @@ class Ref:
     def bind(self, kind: str, slot: str) -> BoundPiece:
         where = next((origin for _, origin in self.settings.values()), self.origin)
         piece = pieces.get(kind, self.slug, where=f"{self.origin} ({slot})")
-        return piece.bind({k: v for k, (v, _) in self.settings.items()}, where=f"{where} ({slot})")
+        bound = piece.bind({k: absolute(v) for k, (v, _) in self.settings.items()}, where=f"{where} ({slot})")
+        bound.name = absolute(self.slug) if ".py:" in self.slug else piece.slug
+        return bound
 
 
 @dataclass
@@ -98,12 +100,21 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
 
 
+def absolute(value: Any) -> Any:
+    """A local path made absolute, 'file.py:name' too, so that a run can be resumed from anywhere; else the value."""
+    if not isinstance(value, str) or not value:
+        return value
+    file, colon, name = value.rpartition(":") if ".py:" in value else (value, "", "")
+    looks_local = "/" in file or Path(file).suffix
+    return str(Path(file).resolve()) + colon + name if looks_local and Path(file).exists() else value
+
+
 def _piece_text(bound: BoundPiece) -> Any:
     plain = {
         k: v.model_dump(by_alias=True) if hasattr(v, "model_dump") else list(v) if isinstance(v, tuple) else v
         for k, v in bound.settings.items()
     }
-    return {bound.piece.slug: plain} if plain else bound.piece.slug
+    return {bound.name: plain} if plain else bound.name
 
 
 def _function_text(function: Any) -> Any:
@@ -134,6 +145,9 @@ class _Merge:
                 self._add_single(key, value, where, layer, path, claims)
             elif key in CHAIN:
                 self._add_chain(key, value, where, layer, path, method, claims)
+            elif key == "model":
+                old = self.values.get(path, ({}, where))[0] or {}
+                self.values[path] = (_merge_models(old, {"name": value} if isinstance(value, str) else value), where)
             else:
                 if claims is None or self._claim(claims, key, value, layer.origin):
                     self.values[path] = (value, where)
@@ -201,6 +215,20 @@ class _Merge:
                 self.chain[key].append(ref)
             inner = (*path, slug) if edits else (*path, str(i), slug)
             self._add_settings(ref, f"{key}.{slug}", settings, layer, inner, claims)
+
+
+def _merge_models(old: Mapping[str, Any], new: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings of one model on top of another's: a new source (name or init) takes the place of the old one."""
+    new = new or {}
+    out = {
+        k: v
+        for k, v in old.items()
+        if not (k in ("name", "init") and ("name" in new or "init" in new) and k not in new)
+    }
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = {**out[key], **value} if both else value
+    return out
 
 
 def is_data(name: str) -> bool:
@@ -277,6 +305,10 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
             node = node.setdefault(part, {})
         node[path[-1]] = value
     functions = functions or (plain.get("rewards") or {}).pop("functions", None) or []
+    functions = [{**f, "fn": absolute(f.get("fn"))} if isinstance(f, Mapping) else absolute(f) for f in functions]
+    model = plain.get("model") or {}
+    if Path(model.get("name") or "").is_dir() and model.get("name"):
+        model["name"] = str(Path(model["name"]).resolve())
     plain.get("rewards", {}).pop("functions", None)
     try:
         settings = Settings.model_validate(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 
 def main() -> None:
@@ -10,6 +11,7 @@ def main() -> None:
     from coterie.cli.app import app
     from coterie.errors import CoterieError
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     try:
         app()
     except CoterieError as error:

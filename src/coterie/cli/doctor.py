@@ -68,7 +68,8 @@ def _agreement(model: str | None) -> list[tuple[str, bool | None, str]]:
 
     spec = ModelSpec(name=model) if model else ModelSpec(init=TinySpec.model_validate({}))
     policy = CausalLM.load(spec)
-    prompts = [Prompt(policy.encode(text)) for text in ("1 + 2 = ", "The answer is")]
+    usable = sorted(set(range(len(policy.tokenizer))) - set(policy.tokenizer.all_special_ids))
+    prompts = [Prompt(tuple(usable[i % len(usable)] for i in range(7, 7 * n, 7))) for n in (4, 12)]
     out: list[tuple[str, bool | None, str]] = []
     for sampling in (Sampling(max_tokens=16), Sampling(temperature=0.7, top_p=0.9, max_tokens=16)):
         rollouts = policy.rollout(prompts, [[1, 2], [3, 4]], sampling)

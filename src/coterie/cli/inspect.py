@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from rich.padding import Padding
+from rich.text import Text
 
 from coterie import methods, pieces
 from coterie.cli.output import console, print_json, table
@@ -54,29 +56,32 @@ def show_method(slug: str, as_json: bool) -> None:
         print_json([describe(m) for m in chosen] if len(chosen) > 1 else describe(chosen[0]))
         return
     for method in chosen:
-        console.print(f"[bold]{method.slug}[/bold]  {method.title}" + (f"  ({method.paper})" if method.paper else ""))
-        console.print(f"\n{method.summary}\n")
-        console.print("[bold]formula[/bold]")
-        console.print("  " + method.formula.replace("\n", "\n  "), markup=False)
-        console.print("\n[bold]symbols[/bold]")
-        for symbol, meaning in method.symbols.items():
-            console.print(f"  {symbol}: {meaning}", markup=False)
-        console.print("\n[bold]pieces and defaults[/bold]")
-        for slot, bound in method_pieces(method):
-            settings = ", ".join(f"{k}={v}" for k, v in bound.settings.items())
-            console.print(f"  {slot} = {bound.piece.slug}" + (f"  ({settings})" if settings else ""), markup=False)
-            console.print(f"      {bound.piece.summary}", markup=False, style="dim")
-        for title, text in (("when to use it", method.when), ("differences from the paper", method.differences)):
-            if text:
-                console.print(f"\n[bold]{title}[/bold]")
-                console.print(f"  {text}", markup=False)
-        if method.metrics:
-            console.print("\n[bold]metrics to watch[/bold]")
-            for name, meaning in method.metrics.items():
-                console.print(f"  {name}: {meaning}", markup=False)
-        console.print(
-            f"\n[bold]use[/bold]\n  coterie train --model MODEL --task TASK --method {method.slug}\n", markup=True
-        )
+        _page(method)
+
+
+def _page(method: Method) -> None:
+    console.print(f"[bold]{method.slug}[/bold]  {method.title}" + (f"  ({method.paper})" if method.paper else ""))
+    console.print(f"\n{method.summary}")
+    _section("formula", [method.formula])
+    _section("symbols", [f"{symbol}: {meaning}" for symbol, meaning in method.symbols.items()])
+    lines = []
+    for slot, bound in method_pieces(method):
+        settings = ", ".join(f"{k}={v}" for k, v in bound.settings.items())
+        lines.append(f"{slot} = {bound.piece.slug}" + (f"  ({settings})" if settings else ""))
+        lines.append(f"    {bound.piece.summary}")
+    _section("pieces and defaults", lines)
+    _section("when to use it", [method.when])
+    _section("differences from the paper", [method.differences])
+    _section("metrics to watch", [f"{name}: {meaning}" for name, meaning in method.metrics.items()])
+    _section("use", [f"coterie train --model MODEL --task TASK --method {method.slug}\n"])
+
+
+def _section(title: str, lines: list[str]) -> None:
+    if any(lines):
+        console.print(f"\n[bold]{title}[/bold]")
+        for line in lines:
+            indent = 2 + len(line) - len(line.lstrip())
+            console.print(Padding(Text(line.strip()), (0, 0, 0, indent)))
 
 
 def list_tasks(as_json: bool) -> None:

@@ -37,7 +37,7 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     uses = table("column", "provider", "cost", "read by")
     for use in columns:
         readers = [*use.consumers, *(f"{c} (if there)" for c in use.optional_for)]
-        uses.add_row(use.column, use.provider, use.cost, ", ".join(readers))
+        uses.add_row(use.column, use.provider, use.cost, "\n".join(readers))
     console.print(uses)
     console.print()
     rest = table("derived", "")

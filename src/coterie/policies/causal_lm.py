@@ -248,9 +248,6 @@ class CausalLM:
         With adapters, only they are written, unless `merge=True`: then they are folded into a copy of the weights and
         plain `AutoModelForCausalLM.from_pretrained` loads the result.
         """
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         model = self.model
         if merge and self.has_adapters:
             model = copy.deepcopy(model).merge_and_unload()

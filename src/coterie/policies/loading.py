@@ -60,7 +60,9 @@ class ModelSpec(BaseModel):
 def load_model_and_tokenizer(spec: ModelSpec, tokenizer: Any = None) -> tuple[Any, Any]:
     """The model on its device in eval mode (in a PEFT wrapper where it has adapters), and its tokenizer."""
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would write over the run's own progress, at every checkpoint too
     device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise PolicyError("no CUDA device is visible", where=f"model.device={device}", hint="use device=auto or cpu")

@@ -102,5 +102,5 @@ def _check_characters(tokenizer: Any, text: str) -> None:
         raise PolicyError(
             f"the vocabulary has no {', '.join(map(repr, unknown))}",
             where="encode",
-            hint="add the characters to policy.init.vocabulary",
+            hint="add the characters to model.init.vocabulary",
         )

@@ -1,0 +1,337 @@
+"""Write the pages that are read off the registry: docs/methods/ and docs/reference/. `make docs` runs it.
+
+Results of a method come from bench/results/methods/SLUG.json, where there is one: {"command": the command that made
+them, "rows": [{column: value}, …]}. Without it the page says that there are none.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from coterie import methods, pieces
+from coterie.columns import COLUMNS
+from coterie.layers import leaves
+from coterie.methods import Method
+from coterie.pieces import Piece
+from coterie.recipe import CHAIN, OPAQUE, SINGLE
+from coterie.sections import DEFAULTS, Settings
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "bench" / "results" / "methods"
+HEADINGS = ("Usage", "Formula and symbols", "Metrics it logs", "Differences from the paper", "Results")
+"""The same five on every method's page, in this order."""
+
+KINDS = {
+    "curriculum": "Draw: which prompts come next",
+    "strategy": "Roll out: how completions are made",
+    "shaping": "Score: what is done to the reward",
+    "filter": "Select: which groups stay",
+    "baseline": "Credit: baselines",
+    "modifier": "Credit: modifiers",
+    "selection": "Select: gradient weights",
+    "ratio": "Update: ratios",
+    "trust_region": "Update: trust regions",
+    "loss": "Update: whole losses",
+    "term": "Update: terms",
+    "aggregation": "Update: aggregations",
+    "optimizer": "Update: optimizers",
+}
+"""Kinds on the page of pieces, in the order of the loop. Tasks and verifiers have pages of their own."""
+SLOTS = {kind: slot for slot, kind in {**SINGLE, **CHAIN}.items()}
+
+
+def pages() -> dict[str, str]:
+    """Path below docs/ -> text, for every generated page."""
+    out = {"methods/index.md": method_index()}
+    out |= {f"methods/{m.slug}.md": method_page(m) for m in methods.all_methods()}
+    out |= {
+        "reference/pieces.md": pieces_page(),
+        "reference/columns.md": columns_page(),
+        "reference/settings.md": settings_page(),
+        "reference/tasks.md": tasks_page(),
+        "reference/verifiers.md": verifiers_page(),
+    }
+    return out
+
+
+def write(folder: Path = DOCS) -> list[Path]:
+    """Write every page below `folder`, removing pages of methods that are gone."""
+    for name in ("methods", "reference"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    written = []
+    for name, text in pages().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.rstrip() + "\n", encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def own(kind: str) -> list[Piece]:
+    """Coterie's pieces of a kind: plug-ins and users' files are not ours to document."""
+    return [p for p in pieces.all_pieces(kind) if p.module.startswith("coterie.")]
+
+
+def is_whole(method: Method) -> bool:
+    """Whether a method stands alone; one that gives no credit is joined to another."""
+    return "baseline" in method.layer.tree.get("credit", {})
+
+
+def method_index() -> str:
+    def rows(whole: bool) -> list[list[str]]:
+        return [
+            [f"[{m.slug}]({m.slug}.md)", escape(m.title), paper(m.paper)]
+            for m in methods.all_methods()
+            if is_whole(m) == whole
+        ]
+
+    head = ("method", "what it is", "paper")
+    return "\n\n".join([
+        "# Methods",
+        "A method is a named composition of [pieces](../reference/pieces.md). Join methods with `+`; "
+        "[Concepts](../concepts.md#methods) says how they merge. `coterie methods show SLUG` prints these pages.",
+        "## Methods that stand alone", table(head, rows(True)),
+        "## Methods to join to another", table(head, rows(False)),
+    ])  # fmt: skip
+
+
+def method_page(method: Method) -> str:
+    name = method.slug if is_whole(method) else f"grpo+{method.slug}"
+    composition = [
+        [f"`{'.'.join(path)}`", ", ".join(described(".".join(path), value))]
+        for path, value in leaves(method.layer.tree, OPAQUE)
+    ]
+    symbols = "\n".join(f"- `{k}`: {escape(v)}" for k, v in method.symbols.items())
+    logged = "\n".join(f"- `{k}`: {escape(v)}" for k, v in method.metrics.items()) or "It records none of its own."
+    usage, formula, metrics, differences, results = HEADINGS
+    return "\n\n".join([
+        f"# {escape(method.title)}",
+        f"`{method.slug}`" + (f" · {paper(method.paper)}" if method.paper else ""),
+        escape(method.summary),
+        f"## {usage}",
+        f"When to use it: {escape(method.when)}" if method.when else "",
+        fence("sh", f"coterie train --task countdown model='{{init: {{layers: 2}}}}' --method {name}"),
+        "What it sets:", table(("setting", "value"), composition),
+        "As it is written, in a recipe of your own:", fence("yaml", to_yaml(method.layer.tree)),
+        f"## {formula}", fence("text", method.formula), symbols,
+        f"## {metrics}", logged, "Metrics of every run: [reading the curves](../quickstart.md#reading-the-curves).",
+        f"## {differences}", escape(method.differences).capitalize() if method.differences else "None known.",
+        f"## {results}", results_of(method.slug, name),
+    ])  # fmt: skip
+
+
+def results_of(slug: str, name: str) -> str:
+    file = RESULTS / f"{slug}.json"
+    if not file.is_file():
+        command = fence("sh", f"coterie train src/coterie/recipes/demo.yaml --method {name}")
+        return f"There are no recorded results yet. On the demo's task and settings, this makes some:\n\n{command}"
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    head = list(recorded["rows"][0])
+    rows = [[escape(str(row[column])) for column in head] for row in recorded["rows"]]
+    return f"{table(head, rows)}\n\nMade by:\n\n{fence('sh', recorded['command'])}"
+
+
+def described(slot: str, value: Any) -> list[str]:
+    """A composition's value with links to its pieces."""
+    kind = {**SINGLE, **CHAIN}.get(slot)
+    items = value if isinstance(value, list) else [value]
+    if kind is None:
+        return [f"`{value}`"]
+    out = []
+    for item in items:
+        slug, settings = (item, {}) if isinstance(item, str) else next(iter(item.items()))
+        said = " ".join(f"`{k}={v}`" for k, v in (settings or {}).items())
+        out.append(f"[{slug}](../reference/pieces.md#{kind}-{slug})" + (f" {said}" if said else ""))
+    return out
+
+
+def pieces_page() -> str:
+    parts = [
+        "# Pieces",
+        "Positional parameters are [columns](columns.md), keyword-only parameters are settings. Any numeric setting "
+        "of a piece takes a [schedule](../concepts.md#schedules). Tasks and verifiers are pieces too: "
+        "[tasks](tasks.md), [verifiers](verifiers.md).",
+    ]
+    for kind, title in KINDS.items():
+        parts += [f"## {title}", f"Slot: `{SLOTS[kind]}`"]
+        for piece in own(kind):
+            reads = [f"[{c}](columns.md)" for c in piece.required if c in COLUMNS]
+            reads += [f"[{c}](columns.md) (if there)" for c in piece.optional if c in COLUMNS]
+            parts += [f"### `{piece.slug}` {{#{kind}-{piece.slug}}}", *body(piece)]
+            parts += ["Reads: " + ", ".join(reads)] if reads else []
+    return "\n\n".join(parts)
+
+
+def body(piece: Piece) -> list[str]:
+    """Docstring, paper and settings of a piece."""
+    paragraphs = [escape(" ".join(p.split())) for p in piece.doc.split("\n\n")]
+    rows = [
+        [f"`{s.name}`", code(s.type_text), "required" if s.required else code(s.default)]
+        for s in piece.settings.values()
+    ]
+    out = [*paragraphs, *([paper(piece.paper)] if piece.paper else [])]
+    return out + ([table(("setting", "type", "default"), rows)] if rows else ["It has no settings."])
+
+
+def columns_page() -> str:
+    rows = []
+    for column in COLUMNS.values():
+        readers = [
+            f"[{p.slug}](pieces.md#{p.kind}-{p.slug})"
+            for kind in KINDS for p in own(kind) if column.name in (*p.required, *p.optional)
+        ]  # fmt: skip
+        shape = f"{{name: [{column.shapes[0][1:-1]}]}}" if column.shapes[0].startswith("{") else column.shape_text
+        rows.append([
+            f"`{column.name}`", code(shape), column.dtype, column.provider, escape(column.meaning), ", ".join(readers),
+        ])  # fmt: skip
+    return "\n\n".join([
+        "# Columns",
+        "The vocabulary of the rollouts table. B is rollouts, T decisions, U turns. A piece reads a column by naming it "
+        "as a positional parameter; a column is made only if a piece of the recipe names it.",
+        table(("column", "shape", "type", "made by", "meaning", "read by"), rows),
+    ])  # fmt: skip
+
+
+def settings_page() -> str:
+    from coterie.policies.loading import LoraSpec, ModelSpec
+    from coterie.policies.tiny import TinySpec
+    from coterie.schedules import Schedule
+
+    sections = {n: f.annotation for n, f in Settings.model_fields.items() if is_section(f.annotation)}
+    plain = {n: f for n, f in Settings.model_fields.items() if n not in sections}
+    slots = [[f"`{slot}`", code(default_of(slot)), ""] for slot in SINGLE] + [
+        [f"`{slot}`", "none", "a list; methods append to it"] for slot in CHAIN
+    ]
+    parts = [
+        "# Settings",
+        "Everything of a recipe that is not a piece, then the slots that pieces go into. Unknown keys are errors.",
+        "## Top level", field_table(plain),
+    ]  # fmt: skip
+    for name, model in sections.items():
+        parts += [f"## {name}", field_table(model.model_fields, f"{name}.")]
+    parts += [
+        "## model", "`model` is a path, a hub id, or a mapping of these.",
+        field_table(ModelSpec.model_fields, "model.", attribute_docs(ModelSpec)),
+        "### model.lora", docstring(LoraSpec),
+        field_table(LoraSpec.model_fields, "model.lora.", attribute_docs(LoraSpec)),
+        "### model.init", docstring(TinySpec) + " A task that has a vocabulary of its own gives it.",
+        field_table(TinySpec.model_fields, "model.init.", attribute_docs(TinySpec)),
+        "## Slots for pieces", table(("slot", "default", ""), slots),
+        "## Schedules", docstring(Schedule), field_table(Schedule.model_fields),
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def is_section(annotation: Any) -> bool:
+    return inspect.isclass(annotation) and issubclass(annotation, BaseModel)
+
+
+def default_of(slot: str) -> str:
+    return dict((".".join(path), value) for path, value in leaves(DEFAULTS.tree, frozenset())).get(slot, "none")
+
+
+def field_table(fields: Mapping[str, Any], prefix: str = "", docs: Mapping[str, str] | None = None) -> str:
+    rows = []
+    for name, info in fields.items():
+        default = info.get_default(call_default_factory=True) if not info.is_required() else PydanticUndefined
+        shown = "required" if default is PydanticUndefined else code("none" if default is None else default)
+        said = info.description or (docs or {}).get(name, "")
+        rows.append([f"`{prefix}{info.alias or name}`", code(type_text(info.annotation)), shown, escape(said)])
+    return table(("setting", "type", "default", "meaning"), rows)
+
+
+def type_text(annotation: Any) -> str:
+    if annotation is Any:
+        return "path, hub id or mapping"
+    text = annotation.__name__ if inspect.isclass(annotation) and "[" not in str(annotation) else str(annotation)
+    for name in ("typing.", "pathlib.", "coterie.schedules.", "coterie.policies.loading.", "coterie.policies.tiny."):
+        text = text.replace(name, "")
+    return text.replace("Annotated[int, Gt(gt=0)]", "int > 0").replace("int > 0 | None", "int > 0 or none")
+
+
+def attribute_docs(model: type[BaseModel]) -> dict[str, str]:
+    """The docstrings under the fields of a class."""
+    statements = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0].body  # type: ignore[attr-defined]
+    return {
+        field.target.id: " ".join(said.value.value.split())
+        for field, said in zip(statements, statements[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
+        and isinstance(field.target, ast.Name)
+    }  # fmt: skip
+
+
+def tasks_page() -> str:
+    parts = [
+        "# Tasks",
+        "`--task NAME`, or a data file. Settings are `task.SETTING=VALUE`. Held-out problems are disjoint from the "
+        "training problems by content. `coterie tasks validate NAME` checks that the verifier accepts every "
+        "reference answer and rejects corrupted ones.",
+    ]
+    for piece in own("task"):
+        parts += [f"## {piece.slug}", *body(piece)]
+    return "\n\n".join(parts)
+
+
+def verifiers_page() -> str:
+    parts = [
+        "# Verifiers",
+        "A verifier compares a completion with a reference answer. Name one for your data, `task.verifier=numeric`, "
+        "or among the reward functions, `--reward numeric`. Those that may hang run in a process that is killed "
+        "after a time limit. [Rewards](../rewards.md) has the rest.",
+    ]
+    for piece in own("verifier"):
+        hang = getattr(piece.fn, "may_hang", False)
+        parts += [f"## {piece.slug}", *body(piece), *(["May hang: it runs in a process of its own."] if hang else [])]
+    return "\n\n".join(parts)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in lines)
+
+
+def fence(language: str, text: str) -> str:
+    return f"```{language}\n{text.strip()}\n```"
+
+
+def code(value: Any) -> str:
+    """A value as code in a table cell."""
+    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    text = value if isinstance(value, str) and value else text
+    text = text.replace("\n", "\\n").replace("`", "'").replace("|", "\\|")
+    return f"`{text}`"
+
+
+def escape(text: str) -> str:
+    """Plain text, safe in a paragraph and in a table cell."""
+    for sign, safe in (("*", "\\*"), ("<", "&lt;"), ("|", "\\|")):
+        text = text.replace(sign, safe)
+    return text
+
+
+def docstring(thing: Any) -> str:
+    return escape(" ".join((inspect.getdoc(thing) or "").split()))
+
+
+def paper(identifier: str | None) -> str:
+    return f"[{identifier}](https://arxiv.org/abs/{identifier.split(':')[1]})" if identifier else ""
+
+
+def to_yaml(tree: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(tree), sort_keys=False, default_flow_style=None, width=100)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{len(write())} pages written below {DOCS.name}/\n")
