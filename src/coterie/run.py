@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from coterie import wiring
 from coterie.checkpoint import load_state, save_state
 from coterie.errors import RecipeError, did_you_mean
+from coterie.optim.master import MasterWeights, optimize
 from coterie.pieces import BoundPiece
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
@@ -35,7 +36,7 @@ class Run:
     task: Task
     policy: CausalLM
     rewards: RewardRunner
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | MasterWeights
     curriculum: BoundPiece
     strategy: BoundPiece
     score_columns: set[str]
@@ -144,7 +145,8 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
     wiring.check(recipe, has_verifier=task.verify is not None)
     functions, weights = rewards_of(task, recipe.functions, recipe.settings.rewards)
     policy = CausalLM.load(model_spec(recipe, task, checkpoint))
-    optimizer = recipe.single["optimizer"]({"parameters": policy.trainable_parameters()}, 0)
+    make = recipe.single["optimizer"]
+    optimizer = optimize(policy.trainable_parameters(), lambda parameters: make({"parameters": parameters}, 0))
     columns = wiring.wanted(recipe, "policy", "objective") | {"logp"}
     run = Run(
         recipe=recipe,

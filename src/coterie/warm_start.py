@@ -9,6 +9,7 @@ import torch
 
 from coterie.errors import RecipeError
 from coterie.evaluator import accuracy
+from coterie.optim.master import optimize
 from coterie.run import Run
 from coterie.streams import stream
 
@@ -44,7 +45,8 @@ def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
     """A function that takes SFT step number n and returns its loss."""
     reference = run.task.reference
     assert reference is not None
-    optimizer = torch.optim.AdamW(run.policy.trainable_parameters(), lr=lr, weight_decay=0.0)
+    parameters = run.policy.trainable_parameters()
+    optimizer = optimize(parameters, lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0))
 
     def step(number: int) -> float:
         rng = np.random.default_rng(stream(run.settings.seed, "sft", number))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import typer
+
 from coterie.api import start
 from coterie.cli.output import console, print_result
 from coterie.recipe import resolve
@@ -17,4 +19,6 @@ def run_demo(out: Path | None, seed: int, quiet: bool) -> None:
     began = time.perf_counter()
     result = start(resolve(file=RECIPE, overrides=[f"seed={seed}"]), out, quiet=quiet)
     print_result(result, False)
+    if result.interrupted:
+        raise typer.Exit(130)
     console.print(f"recipe      {result.path / 'recipe.yaml'}   ({time.perf_counter() - began:.0f} s in all)")
