@@ -336,3 +336,17 @@ def test_coefficients_are_0_where_nothing_was_decided(aggregation: Any) -> None:
         c = aggregation(t)
         assert (c[~t["mask"]] == 0).all() and (c[t["weights"] == 0] == 0).all() and (c >= 0).all()
         assert ((c > 0) == (t["mask"] & (t["weights"] > 0).unsqueeze(-1))).all()
+
+
+@of("trust_region", "loss")
+def test_objectives_that_say_so_are_zero_without_an_advantage(piece: Piece) -> None:
+    """The update leaves rows without an advantage out of the forward pass on the strength of this."""
+    t = tables("random")
+    t["advantages"] = torch.zeros_like(t["advantages"])
+    logp = t["logp"].detach().clone().requires_grad_()
+    t["logp"] = logp
+    t["ratio"] = (logp - t["logp_old"]).masked_fill(~t["mask"], 0.0).exp()
+    value = run(piece, t)
+    (gradient,) = torch.autograd.grad(value.sum(), logp, allow_unused=True)
+    silent = not value.any() and (gradient is None or not gradient.any())
+    assert silent == piece.zero_without_advantage

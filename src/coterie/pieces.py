@@ -93,6 +93,7 @@ class Piece:
     writes: str | None
     stateful: bool
     whole_groups: bool
+    zero_without_advantage: bool
     doc: str
     summary: str
     module: str = field(default="")
@@ -197,7 +198,14 @@ def _read_signature(fn: Callable[..., Any], skip_self: bool) -> tuple[list[str],
 
 
 def register(
-    kind: str, obj: Any, *, paper: str | None, writes: str | None, whole_groups: bool, slug: str | None
+    kind: str,
+    obj: Any,
+    *,
+    paper: str | None = None,
+    writes: str | None = None,
+    whole_groups: bool = False,
+    zero_without_advantage: bool = False,
+    slug: str | None = None,
 ) -> Any:
     """Make a piece of a function or a stateful class, and return it ready to be called on its own."""
     stateful = inspect.isclass(obj)
@@ -221,7 +229,8 @@ def register(
     name = slug or obj.__module__.rsplit(".", 1)[-1] if stateful else slug or obj.__name__
     piece = Piece(
         kind, name.replace("_", "-") if kind == "task" else name, obj, tuple(required), tuple(optional), settings,
-        paper, writes or KINDS[kind][1], stateful, whole_groups, doc, doc.split("\n")[0], obj.__module__,
+        paper, writes or KINDS[kind][1], stateful, whole_groups, zero_without_advantage, doc,
+        doc.split("\n")[0], obj.__module__,
     )  # fmt: skip
     key = (kind, piece.slug)
     known = _registry.get(key)
@@ -249,10 +258,22 @@ def register(
 
 def _decorator(kind: str) -> Callable[..., Callable[[Any], Any]]:
     def decorate(
-        *, paper: str | None = None, writes: str | None = None, whole_groups: bool = False, slug: str | None = None
+        *,
+        paper: str | None = None,
+        writes: str | None = None,
+        whole_groups: bool = False,
+        zero_without_advantage: bool = False,
+        slug: str | None = None,
     ) -> Callable[[Any], Any]:
-        """`paper`: arXiv id; `writes`: column it returns, where not its kind's; `whole_groups`: never split a group."""
-        return lambda obj: register(kind, obj, paper=paper, writes=writes, whole_groups=whole_groups, slug=slug)
+        """`paper`: arXiv id. `writes`: column it returns, where not its kind's. `whole_groups`: never split a group.
+
+        `zero_without_advantage`: an objective whose value and gradient are 0 where the advantage is, so that groups
+        without a signal need not be run through the model.
+        """
+        return lambda obj: register(
+            kind, obj, paper=paper, writes=writes, whole_groups=whole_groups,
+            zero_without_advantage=zero_without_advantage, slug=slug,
+        )  # fmt: skip
 
     decorate.__name__ = kind
     return decorate

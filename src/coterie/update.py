@@ -28,7 +28,7 @@ def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
         for epoch in range(run.settings.update.epochs):
             for number, part in enumerate(_minibatches(run, rollouts, step, epoch)):
                 coefficients = run.recipe.single["objective.aggregation"](run.table(part, step), step)
-                alive = (coefficients != 0).any(-1)
+                alive = _teaches(run, part, coefficients)
                 if not bool(alive.any()):
                     continue
                 run.optimizer.zero_grad(set_to_none=True)
@@ -48,6 +48,18 @@ def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
         run.metrics["grad/norm"] = sum(norms) / len(norms)
         run.metrics["loss/total"] = losses / len(norms)
     run.metrics["update/optimizer_steps"] = float(len(norms))
+
+
+def _teaches(run: Run, part: Rollouts, coefficients: Tensor) -> Tensor:
+    """Rows that can have a gradient. Where the objective is 0 without an advantage and no term is added, rows without
+    one are left out too: their share of the gradient is exactly 0. [B] bool
+    """
+    single = run.recipe.single
+    objective = single.get("objective.loss") or single["objective.trust_region"]
+    acts = coefficients != 0
+    if objective.piece.zero_without_advantage and not run.recipe.chain["objective.terms"]:
+        acts &= per_decision(part["advantages"], part["mask"]) != 0
+    return acts.any(-1)
 
 
 def _minibatches(run: Run, rollouts: Rollouts, step: int, epoch: int) -> Iterator[Rollouts]:

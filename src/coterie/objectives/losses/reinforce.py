@@ -11,7 +11,7 @@ from coterie.objectives.ratios.token import token
 from coterie.pieces import loss
 
 
-@loss(paper="arXiv:2509.24203")
+@loss(paper="arXiv:2509.24203", zero_without_advantage=True)
 def reinforce(
     logp: Tensor,
     logp_old: Tensor,

@@ -8,7 +8,7 @@ from coterie.objectives.trust_regions.shapes import match
 from coterie.pieces import trust_region
 
 
-@trust_region(paper="arXiv:2506.13585")
+@trust_region(paper="arXiv:2506.13585", zero_without_advantage=True)
 def cispo(
     ratio: Tensor, advantages: Tensor, logp: Tensor, mask: Tensor, *, max_ratio: float = 5.0, min_ratio: float = 0.0
 ) -> Tensor:

@@ -9,7 +9,7 @@ from coterie.objectives.trust_regions.shapes import match
 from coterie.pieces import trust_region
 
 
-@trust_region(paper="arXiv:1707.06347")
+@trust_region(paper="arXiv:1707.06347", zero_without_advantage=True)
 def ppo_clip(
     ratio: Tensor,
     advantages: Tensor,
