@@ -53,7 +53,8 @@ bench: $(VENV)/.ready ## run the side-by-side benchmarks
 
 docs: $(VENV)/.ready ## build the documentation into site/
 	@$(PIP) install -c constraints.txt -e '.[docs]'
-	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean: ## remove caches and build outputs (keeps the environment and runs/)
 	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import json
 import shutil
 import sys
@@ -24,7 +25,7 @@ from coterie import methods, pieces
 from coterie.columns import COLUMNS
 from coterie.layers import leaves
 from coterie.methods import Method
-from coterie.pieces import Piece
+from coterie.pieces import TABLE_KINDS, Piece
 from coterie.recipe import CHAIN, OPAQUE, SINGLE
 from coterie.sections import DEFAULTS, Settings
 
@@ -127,7 +128,7 @@ def method_page(method: Method) -> str:
         "As it is written, in a recipe of your own:", fence("yaml", to_yaml(method.layer.tree)),
         f"## {formula}", fence("text", method.formula), symbols,
         f"## {metrics}", logged, "Metrics of every run: [reading the curves](../quickstart.md#reading-the-curves).",
-        f"## {differences}", escape(method.differences).capitalize() if method.differences else "None known.",
+        f"## {differences}", sentence(escape(method.differences or "none known.")),
         f"## {results}", results_of(method.slug, name),
     ])  # fmt: skip
 
@@ -136,7 +137,9 @@ def results_of(slug: str, name: str) -> str:
     file = RESULTS / f"{slug}.json"
     if not file.is_file():
         command = fence("sh", f"coterie train src/coterie/recipes/demo.yaml --method {name}")
-        return f"There are no recorded results yet. On the demo's task and settings, this makes some:\n\n{command}"
+        return (
+            f"There are no recorded results yet. From a clone, this trains the method on the demo's task:\n\n{command}"
+        )
     recorded = json.loads(file.read_text(encoding="utf-8"))
     head = list(recorded["rows"][0])
     rows = [[escape(str(row[column])) for column in head] for row in recorded["rows"]]
@@ -167,10 +170,9 @@ def pieces_page() -> str:
     for kind, title in KINDS.items():
         parts += [f"## {title}", f"Slot: `{SLOTS[kind]}`"]
         for piece in own(kind):
-            reads = [f"[{c}](columns.md)" for c in piece.required if c in COLUMNS]
-            reads += [f"[{c}](columns.md) (if there)" for c in piece.optional if c in COLUMNS]
+            named = [*piece.required, *(f"{c} (if there)" for c in piece.optional)] if kind in TABLE_KINDS else []
             parts += [f"### `{piece.slug}` {{#{kind}-{piece.slug}}}", *body(piece)]
-            parts += ["Reads: " + ", ".join(reads)] if reads else []
+            parts += ["Reads the [columns](columns.md) " + ", ".join(named) + "."] if named else []
     return "\n\n".join(parts)
 
 
@@ -190,16 +192,18 @@ def columns_page() -> str:
     for column in COLUMNS.values():
         readers = [
             f"[{p.slug}](pieces.md#{p.kind}-{p.slug})"
-            for kind in KINDS for p in own(kind) if column.name in (*p.required, *p.optional)
+            for kind in KINDS if kind in TABLE_KINDS for p in own(kind) if column.name in (*p.required, *p.optional)
         ]  # fmt: skip
-        shape = f"{{name: [{column.shapes[0][1:-1]}]}}" if column.shapes[0].startswith("{") else column.shape_text
+        shape = {"{B}": "{name: [B]}", "scalar": "scalar"}.get(column.shapes[0], column.shape_text)
         rows.append([
             f"`{column.name}`", code(shape), column.dtype, column.provider, escape(column.meaning), ", ".join(readers),
         ])  # fmt: skip
     return "\n\n".join([
         "# Columns",
-        "The vocabulary of the rollouts table. B is rollouts, T decisions, U turns. A piece reads a column by naming it "
-        "as a positional parameter; a column is made only if a piece of the recipe names it.",
+        "The vocabulary of the rollouts table. B is rollouts, T decisions, U turns. A piece reads a column by naming "
+        "it as a positional parameter; what costs a forward pass is computed only if a piece of the recipe names it. "
+        "Nothing in this version provides "
+        "the columns made by an environment: a piece that reads one is refused when the recipe is read.",
         table(("column", "shape", "type", "made by", "meaning", "read by"), rows),
     ])  # fmt: skip
 
@@ -211,9 +215,10 @@ def settings_page() -> str:
 
     sections = {n: f.annotation for n, f in Settings.model_fields.items() if is_section(f.annotation)}
     plain = {n: f for n, f in Settings.model_fields.items() if n not in sections}
-    slots = [[f"`{slot}`", code(default_of(slot)), ""] for slot in SINGLE] + [
-        [f"`{slot}`", "none", "a list; methods append to it"] for slot in CHAIN
-    ]
+    slots = [
+        [f"`{slot}`", "required" if slot == "task" else code(default_of(slot)), f"one {kind.replace('_', ' ')}"]
+        for slot, kind in SINGLE.items()
+    ] + [[f"`{slot}`", "none", f"a list, {kind} pieces; methods append to it"] for slot, kind in CHAIN.items()]
     parts = [
         "# Settings",
         "Everything of a recipe that is not a piece, then the slots that pieces go into. Unknown keys are errors.",
@@ -228,7 +233,7 @@ def settings_page() -> str:
         field_table(LoraSpec.model_fields, "model.lora.", attribute_docs(LoraSpec)),
         "### model.init", docstring(TinySpec) + " A task that has a vocabulary of its own gives it.",
         field_table(TinySpec.model_fields, "model.init.", attribute_docs(TinySpec)),
-        "## Slots for pieces", table(("slot", "default", ""), slots),
+        "## Slots for pieces", table(("slot", "default", "takes"), slots),
         "## Schedules", docstring(Schedule), field_table(Schedule.model_fields),
     ]  # fmt: skip
     return "\n\n".join(parts)
@@ -258,15 +263,15 @@ def type_text(annotation: Any) -> str:
     text = annotation.__name__ if inspect.isclass(annotation) and "[" not in str(annotation) else str(annotation)
     for name in ("typing.", "pathlib.", "coterie.schedules.", "coterie.policies.loading.", "coterie.policies.tiny."):
         text = text.replace(name, "")
-    return text.replace("Annotated[int, Gt(gt=0)]", "int > 0").replace("int > 0 | None", "int > 0 or none")
+    return text.replace("Annotated[int, Gt(gt=0)]", "int").replace("Optional[int]", "int | None")
 
 
 def attribute_docs(model: type[BaseModel]) -> dict[str, str]:
     """The docstrings under the fields of a class."""
     statements = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0].body  # type: ignore[attr-defined]
     return {
-        field.target.id: " ".join(said.value.value.split())
-        for field, said in zip(statements, statements[1:], strict=False)
+        field.target.id: " ".join(str(said.value.value).split())
+        for field, said in itertools.pairwise(statements)
         if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
         and isinstance(field.target, ast.Name)
     }  # fmt: skip
@@ -307,10 +312,10 @@ def fence(language: str, text: str) -> str:
 
 
 def code(value: Any) -> str:
-    """A value as code in a table cell."""
+    """A value as code in a table cell; Markdown leaves a | inside code alone."""
     text = "none" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     text = value if isinstance(value, str) and value else text
-    text = text.replace("\n", "\\n").replace("`", "'").replace("|", "\\|")
+    text = text.replace("\n", "\\n").replace("`", "'")
     return f"`{text}`"
 
 
@@ -319,6 +324,10 @@ def escape(text: str) -> str:
     for sign, safe in (("*", "\\*"), ("<", "&lt;"), ("|", "\\|")):
         text = text.replace(sign, safe)
     return text
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def docstring(thing: Any) -> str:

@@ -78,6 +78,7 @@ def score(run: Run, rollouts: Rollouts, clock: Clock) -> Rollouts:
         rows = [rollouts.prompts[g].row for g in order]
         ids = [t[:n] for t, n in zip(rollouts["tokens"].tolist(), rollouts["lengths"].tolist(), strict=True)]
         scores = run.rewards.score([r.get("prompt") for r in rows], rollouts.texts, rows, ids)
+        run.notes += scores.errors
         components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
         new: dict[str, Any] = {"components": components, "rewards": _combine(components, run.reward_weights)}
         if run.task.verify is not None:
@@ -91,7 +92,8 @@ def score(run: Run, rollouts: Rollouts, clock: Clock) -> Rollouts:
         valid = ~rollouts["rewards"].isnan()
         if not bool(valid.any()):
             raise RewardError(
-                "no reward function gave a value for any rollout of this batch", hint="check the functions"
+                "no reward function gave a value for any rollout of this batch",
+                hint=f"the first: {scores.errors[0]}" if scores.errors else "they all answered None: check them",
             )
         return rollouts if bool(valid.all()) else rollouts.rows(valid)
 

@@ -68,10 +68,13 @@ def _build(node: yaml.Node, path: Path_, lines: dict[Path_, int], origin: str) -
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, str(i)), lines, origin) for i, item in enumerate(node.value)]
-    loader = yaml.SafeLoader("")
-    if not node.tag.startswith("tag:yaml.org,2002:"):
-        raise RecipeError(f"YAML tag {node.tag} is not allowed", where=f"{origin}:{lines[path]}", hint="plain values")
-    return loader.construct_object(node)
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except yaml.constructor.ConstructorError:
+        tag = node.tag.removeprefix("tag:yaml.org,2002:")
+        raise RecipeError(
+            f"the YAML tag '{tag}' is not allowed", where=f"{origin}:{lines[path]}", hint="recipes are plain values"
+        ) from None
 
 
 def read_override(text: str) -> Layer:

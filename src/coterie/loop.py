@@ -30,7 +30,7 @@ def train(run: Run, reporter: Reporter) -> None:
             if run.needs_reference():
                 run.reference().after_step(step + 1)
         run.step += 1
-        run.metrics |= describe(run.seen, batch)
+        run.metrics = describe(run.seen, batch) | run.metrics
         if due(run.step, run.settings.evaluation.every, run.settings.steps):
             with clock.phase("eval"):
                 run.metrics |= evaluate(run.policy, run.task, run.settings)

@@ -93,21 +93,28 @@ class Piece:
     writes: str | None
     stateful: bool
     whole_groups: bool
+    min_group: int
     zero_without_advantage: bool
     doc: str
     summary: str
     module: str = field(default="")
 
-    def bind(self, values: Mapping[str, Any], *, where: str = "") -> BoundPiece:
-        """Validate settings against the signature. Errors name the key, the nearest key and the expected type."""
+    def bind(
+        self, values: Mapping[str, Any], *, where: str = "", origins: Mapping[str, str] | None = None
+    ) -> BoundPiece:
+        """Validate settings against the signature. Errors name the key, the nearest key and the expected type.
+
+        `where` the piece was named and `origins` where each setting was written are for those errors.
+        """
         place = where or f"{self.kind} '{self.slug}'"
+        written = origins or {}
         bound = {}
         for name, value in values.items():
             setting = self.settings.get(name)
             if setting is None:
                 raise RecipeError(
                     f"{self.kind} '{self.slug}' has no setting '{name}'",
-                    where=place,
+                    where=written.get(name, place),
                     hint=did_you_mean(name, self.settings) if self.settings else "it has no settings",
                 )
             try:
@@ -115,7 +122,7 @@ class Piece:
             except ValidationError as error:
                 raise RecipeError(
                     f"'{name}' of {self.kind} '{self.slug}' expects {setting.type_text}, got {value!r}",
-                    where=place,
+                    where=written.get(name, place),
                     hint=f"{error.errors()[0]['msg'].lower()}",
                 ) from None
         for name, setting in self.settings.items():
@@ -204,6 +211,7 @@ def register(
     paper: str | None = None,
     writes: str | None = None,
     whole_groups: bool = False,
+    min_group: int = 1,
     zero_without_advantage: bool = False,
     slug: str | None = None,
 ) -> Any:
@@ -229,7 +237,7 @@ def register(
     name = slug or obj.__module__.rsplit(".", 1)[-1] if stateful else slug or obj.__name__
     piece = Piece(
         kind, name.replace("_", "-") if kind == "task" else name, obj, tuple(required), tuple(optional), settings,
-        paper, writes or KINDS[kind][1], stateful, whole_groups, zero_without_advantage, doc,
+        paper, writes or KINDS[kind][1], stateful, whole_groups, min_group, zero_without_advantage, doc,
         doc.split("\n")[0], obj.__module__,
     )  # fmt: skip
     key = (kind, piece.slug)
@@ -262,16 +270,18 @@ def _decorator(kind: str) -> Callable[..., Callable[[Any], Any]]:
         paper: str | None = None,
         writes: str | None = None,
         whole_groups: bool = False,
+        min_group: int = 1,
         zero_without_advantage: bool = False,
         slug: str | None = None,
     ) -> Callable[[Any], Any]:
         """`paper`: arXiv id. `writes`: column it returns, where not its kind's. `whole_groups`: never split a group.
+        `min_group`: the smallest group it can learn from.
 
         `zero_without_advantage`: an objective whose value and gradient are 0 where the advantage is, so that groups
         without a signal need not be run through the model.
         """
         return lambda obj: register(
-            kind, obj, paper=paper, writes=writes, whole_groups=whole_groups,
+            kind, obj, paper=paper, writes=writes, whole_groups=whole_groups, min_group=min_group,
             zero_without_advantage=zero_without_advantage, slug=slug,
         )  # fmt: skip
 

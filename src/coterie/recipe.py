@@ -51,9 +51,12 @@ class Ref:
     settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     def bind(self, kind: str, slot: str) -> BoundPiece:
-        where = next((origin for _, origin in self.settings.values()), self.origin)
         piece = pieces.get(kind, self.slug, where=f"{self.origin} ({slot})")
-        bound = piece.bind({k: absolute(v) for k, (v, _) in self.settings.items()}, where=f"{where} ({slot})")
+        bound = piece.bind(
+            {k: absolute(v) for k, (v, _) in self.settings.items()},
+            where=f"{self.origin} ({slot})",
+            origins={k: f"{origin} ({slot})" for k, (_, origin) in self.settings.items()},
+        )
         bound.name = absolute(self.slug) if ".py:" in self.slug else piece.slug
         return bound
 
@@ -163,17 +166,16 @@ class _Merge:
         return True
 
     def _add_single(self, key: str, value: Any, where: str, layer: Layer, path: tuple[str, ...], claims: Any) -> None:
-        slug, settings = _split(SINGLE[key], value, where, key)
+        old = self.single.get(key)
+        slug, settings = _split(SINGLE[key], value, where, key, old.slug if old is not None else None)
         if key == "task" and slug is not None and is_data(slug):
             slug, settings = "jsonl", {"path": slug, **settings}
         if value is None:
             self.single[key] = None
             self.conflicts.pop(key, None)
             return
-        old = self.single.get(key)
         if slug is None:
-            if old is None:
-                raise RecipeError(f"'{key}' has settings but no piece", where=where, hint=f"name one: {key}=NAME")
+            assert old is not None
             ref = old
         elif claims is not None and not self._claim(claims, key, slug, layer.origin):
             ref = self.alternatives.setdefault((key, slug), Ref(slug, where))
@@ -207,7 +209,7 @@ class _Merge:
         if not edits and not method:
             self.chain[key] = []
         for i, item in enumerate(items):
-            slug, settings = _split(CHAIN[key], item, where, key, chain=True)
+            slug, settings = _split(CHAIN[key], item, where, key)
             assert slug is not None
             ref = next((r for r in self.chain[key] if r.slug == slug), None)
             if ref is None:
@@ -236,20 +238,21 @@ def is_data(name: str) -> bool:
     return name.endswith((".jsonl", ".json", ".parquet", ".csv")) or "/" in name.replace(".py:", "")
 
 
-def _split(kind: str, value: Any, where: str, key: str, chain: bool = False) -> tuple[str | None, Mapping[str, Any]]:
-    """'slug' | {slug: {settings}} | {setting: value} -> (slug or None, settings)."""
+def _split(
+    kind: str, value: Any, where: str, key: str, current: str | None = None
+) -> tuple[str | None, Mapping[str, Any]]:
+    """'slug' | {slug: {settings}} | {setting: value} of the `current` piece -> (slug or None, settings)."""
     if value is None:
         return None, {}
     if isinstance(value, str):
         return value, {}
     if isinstance(value, Mapping):
-        if len(value) == 1:
-            slug, settings = next(iter(value.items()))
-            if settings is None or isinstance(settings, Mapping):
-                known = ".py:" in slug or any(p.slug in (slug, slug.replace("-", "_")) for p in pieces.all_pieces(kind))
-                if known or chain or not pieces.looks_like_schedule(settings or {}):
-                    return slug, settings or {}
-        if not chain:
+        slug, settings = next(iter(value.items()), ("", None))
+        if len(value) == 1 and (settings is None or isinstance(settings, Mapping)):
+            known = any(p.slug in (slug, slug.replace("-", "_")) for p in pieces.all_pieces(kind))
+            if known or current is None or slug not in pieces.get(kind, current).settings:
+                return slug, settings or {}
+        if current is not None:
             return None, value
     raise RecipeError(
         f"'{key}' names a piece, got {value!r}",

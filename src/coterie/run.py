@@ -47,6 +47,8 @@ class Run:
     started: bool = False
     """Whether the warm start is behind us."""
     metrics: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What the user should hear of: said and cleared after each step."""
     seen: Rollouts | None = None
     """Everything rolled out in the last step, filtered groups included: what the metrics describe."""
     pending: deque[Rollouts] = field(default_factory=deque)
@@ -160,6 +162,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
         whole_groups=any(b.piece.whole_groups for _, b in recipe.all_bound()),
         reward_weights=weights,
     )
+    run.notes += task.notes
     if checkpoint is not None:
         run.restore(checkpoint)
     return run

@@ -170,25 +170,31 @@ def _step(run: Run, step: int) -> float:
 def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -> Rollouts:
     """Fill in the columns of policy and reference that pieces in these slots read, without gradient.
 
-    In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used.
+    In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used. There
+    update.recompute_logp replaces the sampler's logp_old by the trainer's.
     """
     missing = {c for c in wanted(run.recipe, "reference", slots) if c not in rollouts}
     if slots != "objective":
         missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
+    elif run.settings.update.recompute_logp:
+        missing.add("logp_old")
     if not missing:
         return rollouts
     with clock.phase("reference"), torch.no_grad():
-        out: dict[str, Tensor] = {}
-        weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
-        alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
-        for rows in microbatches(rollouts.rows(alive), run.settings.update.tokens_per_microbatch):
-            micro = rollouts.rows(alive[rows])
-            found: dict[str, Tensor] = {}
-            if "logp_ref" in missing:
-                found |= run.reference().score(micro)
-            if missing - {"logp_ref"}:
-                found |= run.policy.score(micro, missing - {"logp_ref"})
-            for name, value in found.items():
-                full = out.setdefault(name, torch.zeros_like(rollouts["logp_old"], dtype=value.dtype))
-                full[alive[rows], : value.shape[1]] = value
-        return rollouts.with_columns(**out)
+        return rollouts.with_columns(**_score_live(run, rollouts, missing))
+
+
+def _score_live(run: Run, rollouts: Rollouts, columns: set[str]) -> dict[str, Tensor]:
+    """Columns of the rollouts that have weight, 0 elsewhere, by micro-batches. [B,T] each"""
+    weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
+    alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
+    out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
+    own = {"logp" if c == "logp_old" else c for c in columns - {"logp_ref"}}
+    for rows in microbatches(rollouts.rows(alive), run.settings.update.tokens_per_microbatch):
+        micro = rollouts.rows(alive[rows])
+        found = run.policy.score(micro, own) if own else {}
+        found = found | (run.reference().score(micro) if "logp_ref" in columns else {})
+        for name in columns:
+            value = found["logp" if name == "logp_old" else name]
+            out[name][alive[rows], : value.shape[1]] = value
+    return out

@@ -93,6 +93,13 @@ def check(recipe: Recipe, *, has_verifier: bool | None = None, provides: frozens
                 raise RecipeError(
                     f"{slot}={bound.piece.slug} reads column '{column}' before the {stage} stage makes it"
                 )
+    for slot, bound in recipe.all_bound():
+        if recipe.settings.rollout.group_size < bound.piece.min_group:
+            raise RecipeError(
+                f"{slot}={bound.piece.slug} compares the rollouts of one prompt, and rollout.group_size is "
+                f"{recipe.settings.rollout.group_size}",
+                hint="rollout.group_size=8, or a baseline over the batch: credit.baseline=whitened_return",
+            )
     if "objective.loss" not in recipe.single and "objective.trust_region" not in recipe.single:
         raise RecipeError("the recipe has no objective", hint="objective.trust_region=ppo_clip, or objective.loss=…")
     ratio = recipe.single.get("objective.ratio")

@@ -9,7 +9,7 @@ from coterie.pieces import credit
 from coterie.reductions import group_is_constant, group_mean, group_std
 
 
-@credit(paper="arXiv:2402.03300")
+@credit(paper="arXiv:2402.03300", min_group=2)
 def group_norm(
     rewards: Tensor,
     groups: Tensor,

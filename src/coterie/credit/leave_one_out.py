@@ -7,7 +7,7 @@ from coterie.pieces import credit
 from coterie.reductions import group_count, group_is_constant, group_mean
 
 
-@credit(paper="arXiv:2402.14740")
+@credit(paper="arXiv:2402.14740", min_group=2)
 def leave_one_out(rewards: Tensor, groups: Tensor) -> Tensor:
     """Reward minus the mean reward of the group's other rollouts, n/(n-1) (R - mean). [B] -> [B]
 

@@ -7,7 +7,7 @@ from coterie.pieces import credit
 from coterie.reductions import group_extreme, group_is_constant, group_mean
 
 
-@credit(paper="arXiv:2509.24203")
+@credit(paper="arXiv:2509.24203", min_group=2)
 def log_mean_exp(rewards: Tensor, groups: Tensor, *, tau: float = 1.0) -> Tensor:
     """Reward minus tau log mean exp(R / tau) over its group. [B] -> [B]
 

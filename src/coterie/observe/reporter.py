@@ -46,6 +46,9 @@ class Reporter:
         row: dict[str, Any] = {"step": run.step, "version": run.policy.version, **run.metrics, **seconds, **system}
         self.log.append(row)
         self.progress.update(run.step, row)
+        for text in run.notes:
+            self.note(text)
+        run.notes.clear()
         for writer in self.writers:
             writer.write(run.step, row)
         shown = batch if batch is not None else run.seen

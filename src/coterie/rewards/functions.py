@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +18,8 @@ FILE_MODULE = "coterie_rewards_"
 """Prefix of the modules that users' files become."""
 VERIFIER_TIMEOUT = 10.0
 """Seconds a sample for verifiers that may hang."""
+OPTIONS = ("fn", "name", "weight", "timeout", "on_error", "answer")
+"""What a reward function may be given in a recipe."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,11 @@ class WeightedReward:
 
 
 class Verdict:
-    """A verifier with its settings and the column its reference answer is in. Called with (completion, row)."""
+    """A verifier with its settings and the column its reference answer is in. Called with (completion, row).
+
+    A verifier that has an attribute `may_hang` runs where it can be killed; one with an attribute `prepare` has that
+    called when it arrives in its process, before the clock starts (slow imports).
+    """
 
     def __init__(self, verifier: Callable[..., Any], answer: str, settings: Mapping[str, Any]) -> None:
         self.verifier, self.answer, self.settings = verifier, answer, dict(settings)
@@ -46,11 +52,19 @@ class Verdict:
     def __call__(self, completion: str, row: Mapping[str, Any]) -> Any:
         return self.verifier(completion, str(row[self.answer]), **self.settings)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        prepare = getattr(self.verifier, "prepare", None)
+        if prepare is not None:
+            prepare()
+
 
 def verifier_reward(spec: str | Mapping[str, Any], answer: str) -> WeightedReward:
     """A registered verifier, by slug or {slug: settings}, against the reference in column `answer`."""
     from coterie import pieces
 
+    if not isinstance(spec, str) and len(spec) != 1:
+        raise RecipeError(f"a verifier is written name or {{name: {{settings}}}}, got {dict(spec)!r}")
     slug, settings = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
     bound = pieces.get("verifier", slug).bind(settings or {})
     may_hang = getattr(bound.piece.fn, "may_hang", False)
@@ -67,7 +81,8 @@ def rewards_of(task: Any, written: Sequence[Any], section: Any) -> tuple[list[We
     """The reward functions of a run and their weights: those written in the recipe, else the task's own.
 
     Each is a callable, 'file.py:name', 'package.module:name', a verifier's slug, or a mapping with `fn` and any of
-    name, weight, timeout, on_error.
+    name, weight, timeout, on_error, and for a verifier the `answer` column. section: weights by name; timeout and
+    on_error of the user's functions.
     """
     found = [_read(item, section) for item in written] or list(task.rewards)
     if not found:
@@ -83,6 +98,13 @@ def rewards_of(task: Any, written: Sequence[Any], section: Any) -> tuple[list[We
             raise RecipeError(
                 f"rewards.weights names '{name}', which is no reward here", hint=did_you_mean(name, names)
             )
+    for function in found:
+        if isinstance(function.fn, Verdict) and function.fn.answer not in task.train[0]:
+            raise RecipeError(
+                f"verifier '{function.name}' compares with column '{function.fn.answer}', which task '{task.name}' "
+                "does not have",
+                hint=f"{did_you_mean(function.fn.answer, task.train[0])}; {{fn: {function.name}, answer: COLUMN}}",
+            )
     return found, {f.name: section.weights.get(f.name, f.weight) for f in found}
 
 
@@ -92,44 +114,56 @@ def _read(item: Any, section: Any) -> WeightedReward:
         return item
     if isinstance(item, Mapping):
         options = dict(item)
-        unknown = set(options) - {"fn", "name", "weight", "timeout", "on_error", "answer"}
+        unknown = sorted(set(options) - set(OPTIONS))
         if unknown or "fn" not in options:
             raise RecipeError(
                 f"a reward function is written {{fn: …, weight: …}}, got {dict(item)!r}",
-                hint=did_you_mean(next(iter(unknown), "fn"), ["fn", "name", "weight", "timeout", "on_error", "answer"]),
+                hint=did_you_mean(unknown[0], OPTIONS) if unknown else "name the function: fn: my_rewards.py:score",
             )
         item = options.pop("fn")
-    if isinstance(item, str) and ":" not in item:
+    if isinstance(item, Mapping) or (isinstance(item, str) and ":" not in item and not item.endswith(".py")):
         base = verifier_reward(item, options.pop("answer", "answer"))
     else:
-        fn = resolve(item) if isinstance(item, str) else item
-        if not callable(fn):
-            raise RewardError(
-                f"{item!r} is not a function", hint="a reward is f(completions, **columns) -> list of float"
-            )
+        fn = resolve(item)
         base = WeightedReward(fn, getattr(fn, "__name__", type(fn).__name__))
         base = replace(base, timeout=section.timeout, on_error=section.on_error or "fail")
-    if options.get("on_error", "fail") not in ("fail", "none", "zero"):
-        raise RecipeError(f"on_error is fail, none or zero, got {options['on_error']!r}")
-    return replace(base, **options)
+    return replace(base, **_checked(base.name, options))
 
 
-def resolve(reference: str) -> Callable[..., Any]:
-    """'file.py:name' or 'package.module:name' -> the function. Only what the user names is imported."""
-    source, _, name = reference.rpartition(":")
-    if source.endswith(".py"):
-        module = _load_file(source)
-    else:
-        try:
-            module = importlib.import_module(source)
-        except ImportError as error:
+def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    problem = None
+    weight, timeout = options.get("weight", 1.0), options.get("timeout")
+    if "answer" in options:
+        problem = "'answer' is for verifiers: a function gets every column of the data by name"
+    elif options.get("on_error", "fail") not in ("fail", "none", "zero"):
+        problem = f"on_error is fail, none or zero, got {options['on_error']!r}"
+    elif isinstance(weight, bool) or not isinstance(weight, int | float):
+        problem = f"weight is a number, got {weight!r}"
+    elif timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0):
+        problem = f"timeout is a number of seconds, got {timeout!r}"
+    elif not isinstance(options.get("name", ""), str):
+        problem = f"name is text, got {options['name']!r}"
+    if problem:
+        raise RecipeError(problem, where=f"reward function '{name}'")
+    return options
+
+
+def resolve(reference: Any) -> Callable[..., Any]:
+    """A callable as it is; 'file.py:name' or 'package.module:name' -> the function named. Only that is imported."""
+    if not isinstance(reference, str):
+        if not callable(reference):
             raise RewardError(
-                f"cannot import '{source}': {error}", where=reference, hint="file.py:name works too"
-            ) from None
+                f"{reference!r} is not a function", hint="a reward is f(completions, **columns) -> list of float"
+            )
+        return reference
+    source, _, name = reference.rpartition(":")
+    if not source or not name:
+        raise RewardError(f"'{reference}' names no function", hint="file.py:name or package.module:name")
+    module = _load_file(source) if source.endswith(".py") else _import(source)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            functions = [n for n, v in vars(module).items() if inspect.isfunction(v)]
+            functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
             raise RewardError(f"'{source}' has no '{part}'", where=reference, hint=did_you_mean(part, functions))
         found = getattr(found, part)
     if not callable(found):
@@ -137,22 +171,30 @@ def resolve(reference: str) -> Callable[..., Any]:
     return found
 
 
+def _import(source: str) -> Any:
+    try:
+        return importlib.import_module(source)
+    except Exception as error:  # the user's code runs here
+        raise RewardError(
+            f"importing '{source}' raised {type(error).__name__}: {error}", hint="mend it; file.py:name works too"
+        ) from error
+
+
 def _load_file(source: str) -> Any:
     path = Path(source).expanduser().resolve()
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise RewardError(f"no such file: {source}", hint=did_you_mean(path.name, near) if near else "check the path")
-    name = f"{FILE_MODULE}{path.stem}"
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
-        return loaded
+    name = f"{FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # the user's code runs here
         del sys.modules[name]
         raise RewardError(f"importing {source} raised {type(error).__name__}: {error}", hint="mend the file") from error
     return module

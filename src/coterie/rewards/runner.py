@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.errors import RewardError
+from coterie.rewards.batch import Batch, as_list, as_number, excerpt
 from coterie.rewards.functions import WeightedReward
 from coterie.rewards.worker import Raised, Timeout, Worker
 
@@ -28,26 +29,12 @@ class Scores:
     """The first offending sample of each function and kind, in words."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    prompts: Sequence[Any]
-    completions: Sequence[str]
-    rows: Sequence[Mapping[str, Any]]
-    ids: Sequence[Sequence[int]]
+class _Failure(Exception):
+    """A call that gave no answer. `kind` is an outcome; the message says what happened."""
 
-    def part(self, i: int) -> _Batch:
-        return _Batch(self.prompts[i : i + 1], self.completions[i : i + 1], self.rows[i : i + 1], self.ids[i : i + 1])
-
-    def arguments(self, fn: Callable[..., Any]) -> dict[str, Any]:
-        """What TRL passes: prompts, completions (messages where prompts are), every column, ids; only what fn takes."""
-        chat = bool(self.prompts) and not isinstance(self.prompts[0], str)
-        texts = [[{"role": "assistant", "content": c}] for c in self.completions] if chat else list(self.completions)
-        columns = {k: [r.get(k) for r in self.rows] for k in (self.rows[0] if self.rows else {}) if k != "prompt"}
-        every = {**columns, "prompts": list(self.prompts), "completions": texts, "completion_ids": list(self.ids)}
-        parameters = inspect.signature(fn).parameters.values()
-        if any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return every
-        return {p.name: every[p.name] for p in parameters if p.name in every}
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(what)
+        self.kind = kind
 
 
 class RewardRunner:
@@ -55,140 +42,138 @@ class RewardRunner:
 
     def __init__(self, functions: Sequence[WeightedReward]) -> None:
         self.functions = list(functions)
-        self._workers = {f.name: Worker(f.fn) for f in self.functions if f.timeout is not None}
-        atexit.register(self.close)
+        self._workers = {f.name: Worker(f.fn, f.name) for f in self.functions if f.timeout is not None}
 
     def close(self) -> None:
+        """End the processes. Dropping the runner, or the end of Python, does the same."""
         for worker in self._workers.values():
             worker.close()
-        atexit.unregister(self.close)
 
     def score(
         self,
         prompts: Sequence[Any],
         completions: Sequence[str],
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[dict[str, Any]],
         completion_ids: Sequence[Sequence[int]],
-        *,
-        only: str | None = None,
     ) -> Scores:
-        """Grade a batch by every function (or `only` one). Raises RewardError as each function's `on_error` says."""
-        batch, scores = _Batch(prompts, completions, rows, completion_ids), Scores()
-        chosen = [f for f in self.functions if only in (None, f.name)]
-        ready = self._run_async(chosen, batch)
-        for function in chosen:
-            outcomes: Counter[str] = Counter()
+        """Grade a batch by every function. Raises RewardError as each function's `on_error` says, and always for an
+        answer that is no reward: wrong length, not a number, not finite.
+        """
+        batch = Batch(prompts, completions, rows, completion_ids)
+        answers = self._gather(batch)
+        scores = Scores()
+        for function in self.functions:
+            grade = _Grade(function, batch, scores)
             if function.per_sample:
-                values = [self._sample(function, batch, i, outcomes, scores) for i in range(len(completions))]
+                for i in range(len(batch)):
+                    grade.one(i, self._attempt(function, batch.part(i)))
             else:
-                values = self._whole(function, batch, ready.get(function.name), outcomes, scores)
-            scores.components[function.name], scores.outcomes[function.name] = values, outcomes
+                answer = answers[function.name] if function.name in answers else self._attempt(function, batch)
+                self._spread(grade, answer)
+            scores.components[function.name], scores.outcomes[function.name] = grade.values, grade.outcomes
         return scores
 
-    def _run_async(self, functions: list[WeightedReward], batch: _Batch) -> dict[str, Any]:
-        """Answers (or exceptions) of the asynchronous functions, all awaited together."""
-        mine = [f for f in functions if inspect.iscoroutinefunction(f.fn) and f.timeout is None]
+    def _gather(self, batch: Batch) -> dict[str, Any]:
+        """Answers, or failures, of the asynchronous functions that run here, all awaited together."""
+        mine = [f for f in self.functions if inspect.iscoroutinefunction(f.fn) and f.timeout is None]
         if not mine:
             return {}
+        calls = [f.fn(**batch.arguments(f)) for f in mine]
 
         async def gather() -> list[Any]:
-            return await asyncio.gather(*(f.fn(**batch.arguments(f.fn)) for f in mine), return_exceptions=True)
+            return await asyncio.gather(*calls, return_exceptions=True)
 
-        return dict(zip((f.name for f in mine), asyncio.run(gather()), strict=True))
+        answers = [_raised(a) if isinstance(a, Exception) else a for a in _wait(gather())]
+        return dict(zip((f.name for f in mine), answers, strict=True))
 
-    def _call(self, function: WeightedReward, batch: _Batch, one: bool) -> Any:
+    def _attempt(self, function: WeightedReward, batch: Batch) -> Any:
+        """What a call answers, or a _Failure as a value."""
         args = (batch.completions[0], dict(batch.rows[0])) if function.per_sample else ()
-        kwargs = {} if function.per_sample else batch.arguments(function.fn)
-        if function.timeout is not None:
-            return self._workers[function.name].call(args, kwargs, function.timeout)
-        answer = function.fn(*args, **kwargs)
-        return asyncio.run(_await(answer)) if inspect.isawaitable(answer) else answer
-
-    def _whole(
-        self, function: WeightedReward, batch: _Batch, ready: Any, outcomes: Counter[str], scores: Scores
-    ) -> list[float]:
-        """One call for the batch; if it raises, sample by sample, so that only the offenders are treated as such."""
+        kwargs = {} if function.per_sample else batch.arguments(function)
         try:
-            if isinstance(ready, BaseException):
-                raise ready
-            answer = ready if ready is not None else self._call(function, batch, one=False)
+            if function.timeout is not None:
+                return self._workers[function.name].call(args, kwargs, function.timeout)
+            answer = function.fn(*args, **kwargs)
+            return _wait(_await(answer)) if inspect.isawaitable(answer) else answer
         except Timeout:
-            return [self._failed(function, batch, i, "timeout", "", outcomes, scores) for i in range(len(batch.rows))]
-        except Exception:
-            if function.timeout is None and len(batch.rows) > 1:
-                return [self._sample(function, batch, i, outcomes, scores) for i in range(len(batch.rows))]
-            return [self._sample(function, batch.part(i), 0, outcomes, scores) for i in range(len(batch.rows))]
-        values = _as_list(function, answer, len(batch.completions))
-        return [self._value(function, v, i, outcomes) for i, v in enumerate(values)]
-
-    def _sample(self, function: WeightedReward, batch: _Batch, i: int, outcomes: Counter[str], scores: Scores) -> float:
-        part = batch.part(i)
-        try:
-            answer = self._call(function, part, one=True)
-        except Timeout:
-            return self._failed(function, batch, i, "timeout", "", outcomes, scores)
+            return _Failure("timeout", f"timed out after {function.timeout:g} s")
         except Raised as error:
-            return self._failed(function, batch, i, "error", str(error), outcomes, scores)
-        except Exception as error:
-            return self._failed(function, batch, i, "error", f"{type(error).__name__}: {error}", outcomes, scores)
-        value = answer if function.per_sample else _as_list(function, answer, 1)[0]
-        return self._value(function, value, i, outcomes)
+            return _Failure("error", f"raised {error}")
+        except RewardError as error:
+            if function.timeout is not None:
+                raise  # it cannot be loaded: no policy for single samples applies
+            return _raised(error)
+        except Exception as error:  # the user's code runs here
+            return _raised(error)
 
-    def _failed(
-        self,
-        function: WeightedReward,
-        batch: _Batch,
-        i: int,
-        kind: str,
-        what: str,
-        outcomes: Counter[str],
-        scores: Scores,
-    ) -> float:
-        said = f"timed out after {function.timeout:g} s" if kind == "timeout" else f"raised {what}"
-        text = (
-            f"reward function '{function.name}' {said} on sample {i}: prompt {_excerpt(batch.prompts[i])}, "
-            f"completion {_excerpt(batch.completions[i])}"
-        )
-        if function.on_error == "fail":
-            raise RewardError(text, hint="mend the function, or set its on_error to 'none' or 'zero'")
-        if not outcomes[kind]:
-            scores.errors.append(text)
-        outcomes[kind] += 1
-        return 0.0 if function.on_error == "zero" else math.nan
-
-    def _value(self, function: WeightedReward, value: Any, i: int, outcomes: Counter[str]) -> float:
-        if value is None:
-            outcomes["none"] += 1
-            return math.nan
-        number = value.item() if hasattr(value, "item") else value
-        if isinstance(number, bool | int | float) and math.isfinite(number):
-            outcomes["value"] += 1
-            return float(number)
-        raise RewardError(
-            f"reward function '{function.name}' gave {value!r} for sample {i}",
-            hint="a reward is a finite number, or None",
-        )
+    def _spread(self, grade: _Grade, answer: Any) -> None:
+        """An answer for the whole batch to its samples. After a raise each sample is tried alone, so that only the
+        offenders are treated as such; where none raises alone, the whole batch failed.
+        """
+        function, batch = grade.function, grade.batch
+        if not isinstance(answer, _Failure):
+            for i, value in enumerate(as_list(function.name, answer, len(batch))):
+                grade.one(i, value)
+            return
+        alone: list[Any] = [answer] * len(batch)
+        if answer.kind == "error" and len(batch) > 1:
+            tried = [self._attempt(function, batch.part(i)) for i in range(len(batch))]
+            if any(isinstance(a, _Failure) for a in tried):
+                alone = [a if isinstance(a, _Failure) else as_list(function.name, a, 1)[0] for a in tried]
+        together = all(a is answer for a in alone) and len(batch) > 1
+        for i, value in enumerate(alone):
+            grade.one(i, value, together=together)
 
 
-def _as_list(function: WeightedReward, answer: Any, count: int) -> list[Any]:
-    values = answer.tolist() if hasattr(answer, "tolist") else answer
-    if not isinstance(values, list | tuple):
-        raise RewardError(
-            f"reward function '{function.name}' gave {type(answer).__name__} {_excerpt(answer)}, not a list",
-            hint="give one number (or None) a completion",
+@dataclass
+class _Grade:
+    """The values of one function over a batch, as they come in."""
+
+    function: WeightedReward
+    batch: Batch
+    scores: Scores
+    values: list[float] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def one(self, i: int, answer: Any, *, together: bool = False) -> None:
+        """Record what the function answered for sample i. Raises RewardError where the policy is to fail."""
+        if isinstance(answer, _Failure):
+            text = self._words(i, answer, together)
+            if self.function.on_error == "fail":
+                raise RewardError(text, hint="mend the function, or set its on_error to 'none' or 'zero'")
+            if not self.outcomes[answer.kind]:
+                self.scores.errors.append(text)
+            self.outcomes[answer.kind] += 1
+            self.values.append(0.0 if self.function.on_error == "zero" else math.nan)
+        elif answer is None:
+            self.outcomes["none"] += 1
+            self.values.append(math.nan)
+        else:
+            self.values.append(as_number(self.function.name, answer, i))
+            self.outcomes["value"] += 1
+
+    def _words(self, i: int, failure: _Failure, together: bool) -> str:
+        where = f"a batch of {len(self.batch)} samples, the first of them" if together else f"sample {i}"
+        return (
+            f"reward function '{self.function.name}' {failure} on {where}: "
+            f"prompt {excerpt(self.batch.prompts[i])}, completion {excerpt(self.batch.completions[i])}"
         )
-    if len(values) != count:
-        raise RewardError(
-            f"reward function '{function.name}' gave {len(values)} values for {count} completions",
-            hint="give one number (or None) a completion",
-        )
-    return list(values)
+
+
+def _raised(error: Exception) -> _Failure:
+    what = error.message if isinstance(error, RewardError) else error
+    return _Failure("error", f"raised {type(error).__name__}: {what}")
 
 
 async def _await(value: Any) -> Any:
     return await value
 
 
-def _excerpt(value: Any, length: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _wait(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run to the end, in a thread of its own where this one runs an event loop already (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

@@ -1,21 +1,34 @@
-"""A grader's process: it answers one call at a time and can be killed. Run as `python -m coterie.rewards.worker`."""
+"""A grader's process: it answers one call at a time and can be killed. Run as `python -m coterie.rewards.worker`.
+
+Imports nothing of coterie but errors, so that a grader's process is as light as the grader.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import inspect
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import dill
 
-from coterie.rewards.functions import FILE_MODULE, resolve
+from coterie.errors import RewardError
+
+USER_MODULES = ("coterie_rewards_", "coterie_user_")
+"""Prefixes of the modules that users' files become; they have no name the process could import by itself."""
+START_LIMIT = 120.0
+"""Seconds a process has to start and load its function."""
 
 
 class Timeout(Exception):
@@ -29,26 +42,36 @@ class Raised(Exception):
 class Worker:
     """Calls a function in a process of its own, started when first needed and again after a kill."""
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self._payload = dill.dumps(_importable(fn) or fn, recurse=True)
+    def __init__(self, fn: Callable[..., Any], name: str) -> None:
+        self._name = name
+        try:
+            self._fn = dill.dumps(fn, recurse=True)
+        except Exception as error:  # whatever the function's own objects raise
+            raise RewardError(
+                f"reward function '{name}' cannot be sent to another process: {type(error).__name__}: {error}",
+                hint="leave its timeout out, or open what it holds (files, locks, clients) inside the function",
+            ) from None
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], Any] | None = None
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> Any:
         """The function's answer. The clock starts when the process has loaded the function, not before.
 
-        Raises Timeout, or Raised with the exception's text (also when the process dies).
+        Raises Timeout, Raised with the exception's text (also when the process dies), and RewardError when the
+        function cannot be loaded there at all.
         """
+        request = dill.dumps((args, kwargs))
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         try:
-            _send(process.stdin, dill.dumps((args, kwargs)))
+            _send(process.stdin, request)
             answer = _receive(process.stdout, time.monotonic() + timeout)
         except TimeoutError:
             self.close()
             raise Timeout from None
         except (EOFError, BrokenPipeError):
             self.close()
-            raise Raised(f"its process died (exit code {process.returncode})") from None
+            raise Raised(f"ended its process (exit code {process.returncode})") from None
         ok, value = dill.loads(answer)
         if not ok:
             raise Raised(value)
@@ -60,39 +83,42 @@ class Worker:
             [sys.executable, "-m", "coterie.rewards.worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True,
         )  # fmt: skip
-        self._process = process
+        self._process, self._end = process, weakref.finalize(self, _end, process)
         assert process.stdin is not None and process.stdout is not None
+        files = {n: m.__file__ for n, m in list(sys.modules.items()) if n.startswith(USER_MODULES)}
         try:
-            _send(process.stdin, self._payload)
-            ok, text = dill.loads(_receive(process.stdout, time.monotonic() + 120.0))
+            _send(process.stdin, dill.dumps((files, self._fn)))
+            ok, text = dill.loads(_receive(process.stdout, time.monotonic() + START_LIMIT))
         except (EOFError, BrokenPipeError, TimeoutError):
-            self.close()
-            raise Raised("its process could not be started") from None
+            ok, text = False, "the process did not start"
         if not ok:
             self.close()
-            raise Raised(f"loading it raised {text}")
+            raise RewardError(
+                f"reward function '{self._name}' cannot be loaded in a process of its own: {text}",
+                hint="leave its timeout out, or put it in a file and name it file.py:name",
+            )
         return process
 
     def close(self) -> None:
-        """Kill the process, if there is one."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    try:
-                        pipe.close()
-                    except BrokenPipeError:
-                        pass
-            self._process = None
+        """Kill the process and what it started, if there is one. Also done when the worker is dropped, and at exit."""
+        if self._end is not None:
+            self._end()
+        self._process = self._end = None
 
 
-def _importable(fn: Callable[..., Any]) -> str | None:
-    """'file.py:name' of a function that `functions.resolve` read from a file: its module has no name to import."""
-    module = sys.modules.get(getattr(fn, "__module__", ""), None)
-    if module is None or not module.__name__.startswith(FILE_MODULE):
-        return None
-    return f"{module.__file__}:{fn.__qualname__}"
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it ended by itself in between
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass  # a request it never read
 
 
 def _send(pipe: Any, data: bytes) -> None:
@@ -102,7 +128,7 @@ def _send(pipe: Any, data: bytes) -> None:
 
 def _receive(pipe: Any, deadline: float) -> bytes:
     def read(count: int) -> bytes:
-        data = b""
+        data = bytearray()
         while len(data) < count:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([pipe], [], [], left)[0]:
@@ -111,9 +137,19 @@ def _receive(pipe: Any, deadline: float) -> bytes:
             if not chunk:
                 raise EOFError
             data += chunk
-        return data
+        return bytes(data)
 
     return read(struct.unpack("!Q", read(8))[0])
+
+
+class _UserFiles(importlib.abc.MetaPathFinder):
+    """Finds the modules that users' files were given in the parent, when a function turns out to need one."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self.files = files
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.util.spec_from_file_location(name, self.files[name]) if name in self.files else None
 
 
 def serve() -> None:
@@ -129,9 +165,10 @@ def serve() -> None:
         return source.read(struct.unpack("!Q", head)[0])
 
     try:
-        fn = dill.loads(read())
-        fn = resolve(fn) if isinstance(fn, str) else fn
-    except Exception as error:
+        files, payload = dill.loads(read())
+        sys.meta_path.append(_UserFiles(files))
+        fn = dill.loads(payload)
+    except Exception as error:  # the user's code runs here
         _send(out, dill.dumps((False, f"{type(error).__name__}: {error}")))
         return
     _send(out, dill.dumps((True, "")))
@@ -141,7 +178,7 @@ def serve() -> None:
             value = fn(*args, **kwargs)
             value = asyncio.run(value) if inspect.iscoroutine(value) else value
             reply = dill.dumps((True, value))
-        except Exception as error:
+        except Exception as error:  # the user's code runs here
             reply = dill.dumps((False, f"{type(error).__name__}: {error}"))
         _send(out, reply)
 

@@ -7,8 +7,9 @@ import numpy as np
 from coterie.errors import RecipeError
 from coterie.pieces import task
 from coterie.rewards.functions import WeightedReward
-from coterie.tasks.base import Row, Task, generate
-from coterie.tasks.expressions import evaluate
+from coterie.tasks.base import Task
+from coterie.tasks.expressions import MAX_DIGITS, MAX_LENGTH, evaluate
+from coterie.tasks.split import Row, generate
 
 
 @task()
@@ -18,6 +19,11 @@ def arithmetic(
     """Evaluate an expression of `terms` numbers of up to `digits` digits: '12+7-3=' -> '16'. operators: any of +-*."""
     if not operators or set(operators) - set("+-*"):
         raise RecipeError(f"operators of arithmetic are any of +-*, got {operators!r}", hint="task.operators='+-*'")
+    if not 1 <= digits <= MAX_DIGITS or terms < 1 or terms * (digits + 1) > MAX_LENGTH:
+        raise RecipeError(
+            f"arithmetic takes 1 to {MAX_DIGITS} digits and expressions of at most {MAX_LENGTH} characters, "
+            f"got digits={digits} terms={terms}"
+        )
 
     def make(rng: np.random.Generator) -> Row:
         text = str(rng.integers(0, 10**digits))

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-
-from coterie.errors import DataError, RecipeError
+from coterie.errors import RecipeError
 from coterie.rewards.functions import WeightedReward
-
-Row = dict[str, Any]
+from coterie.tasks.split import Row
 
 
 @dataclass
@@ -47,6 +43,7 @@ class Report:
     corrupted_accepted: int = 0
     first_rejected: str | None = None
     first_accepted: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -63,7 +60,7 @@ def validate(task: Task, limit: int | None = None) -> Report:
         raise RecipeError(
             f"task '{task.name}' has no {lacks} to validate", hint="give it a verifier and an answer column"
         )
-    report = Report(task.name)
+    report = Report(task.name, notes=list(task.notes))
     for source in (task.train, task.held_out):
         for i in range(len(source) if limit is None else min(limit, len(source))):
             row = source[i]
@@ -79,35 +76,3 @@ def validate(task: Task, limit: int | None = None) -> Report:
                     report.corrupted_accepted += 1
                     report.first_accepted = report.first_accepted or f"{row['prompt']!r} -> {bad!r}"
     return report
-
-
-def generate(make: Callable[[np.random.Generator], Row], train: int, held_out: int, seed: int) -> tuple[list, list]:
-    """Distinct problems by content (their prompt), the first `held_out` of them held out.
-
-    Raises RecipeError when the settings do not admit that many.
-    """
-    rng = np.random.default_rng(seed)
-    rows: dict[Any, Row] = {}
-    misses = 0
-    while len(rows) < train + held_out:
-        row = make(rng)
-        key = str(row["prompt"])
-        misses = misses + 1 if key in rows else 0
-        rows.setdefault(key, row)
-        if misses > 1000:
-            raise RecipeError(
-                f"these settings give only about {len(rows)} distinct problems, {train + held_out} are asked for",
-                hint="lower train= and held_out=, or make the problems larger",
-            )
-    every = list(rows.values())
-    return every[held_out:], every[:held_out]
-
-
-def disjoint(train: Sequence[Row], held_out: Sequence[Row], where: str) -> tuple[list[Row], list[str]]:
-    """Training rows whose prompt is not held out too, and a note when some were."""
-    taken = {str(r["prompt"]) for r in held_out}
-    kept = [r for r in train if str(r["prompt"]) not in taken]
-    if not kept:
-        raise DataError("no training rows are left that are not held out too", where=where, hint="lower held_out")
-    lost = len(train) - len(kept)
-    return kept, [f"{lost} training rows were held out too and left out"] if lost else []

@@ -10,8 +10,12 @@ import numpy as np
 from coterie.errors import RecipeError
 from coterie.pieces import task
 from coterie.rewards.functions import WeightedReward
-from coterie.tasks.base import Row, Task, generate
-from coterie.tasks.expressions import NotAnExpression, evaluate, numbers_in
+from coterie.tasks.base import Task
+from coterie.tasks.expressions import MAX_LENGTH, NotAnExpression, evaluate, numbers_in
+from coterie.tasks.split import Row, generate
+
+ATTEMPTS = 10_000
+"""Random expressions tried for one problem before the settings are refused."""
 
 
 @task()
@@ -28,23 +32,30 @@ def countdown(
 ) -> Task:
     """Write an expression over the given numbers that equals the target: '2 3 7 = 13:' -> '2*3+7'.
 
-    use_all: every number exactly once, else at most once. Every problem is solvable; division (/) must come out exact
-    in rational arithmetic, and the verifier computes in it.
+    use_all: every number exactly once, else at most once. Every problem is solvable, and the verifier computes in exact
+    rational arithmetic. The same numbers in another order are the same problem when problems are held out.
     """
     if not operators or set(operators) - set("+-*/"):
         raise RecipeError(f"operators of countdown are any of +-*/, got {operators!r}", hint="task.operators='+-*/'")
-    if numbers < 2:
-        raise RecipeError(f"countdown needs at least 2 numbers, got {numbers}")
+    if numbers < 2 or max_number < 1 or numbers * (len(str(max_number)) + 1) > MAX_LENGTH:
+        raise RecipeError(
+            f"countdown takes at least 2 numbers, in expressions of at most {MAX_LENGTH} characters, "
+            f"got numbers={numbers} max_number={max_number}"
+        )
 
     def make(rng: np.random.Generator) -> Row:
-        while True:
+        for _ in range(ATTEMPTS):
             given = [int(n) for n in rng.integers(1, max_number + 1, numbers)]
             expression, value = _random_expression(given, operators, rng)
             if value is not None and value.denominator == 1 and 0 <= value <= max_target:
                 prompt = f"{' '.join(map(str, given))} = {value}:"
                 return {"prompt": prompt, "numbers": given, "target": int(value), "solution": expression}
+        raise RecipeError(
+            f"no expression over {numbers} numbers up to {max_number} has a value from 0 to {max_target} in "
+            f"{ATTEMPTS} attempts", hint="raise max_target, or lower numbers and max_number",
+        )  # fmt: skip
 
-    rows, held = generate(make, train, held_out, seed)
+    rows, held = generate(make, train, held_out, seed, key=_problem)
 
     def verify(completion: str, row: Row) -> bool:
         return solves(completion, row["numbers"], row["target"], use_all=use_all)
@@ -64,6 +75,10 @@ def solves(expression: str, numbers: list[int], target: int, *, use_all: bool = 
         return False
     given = Counter(numbers)
     return value == target and (used == given if use_all else used <= given)
+
+
+def _problem(row: Row) -> tuple[int, ...]:
+    return (row["target"], *sorted(row["numbers"]))
 
 
 def _random_expression(given: list[int], operators: str, rng: np.random.Generator) -> tuple[str, Fraction | None]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_TOKEN = re.compile(r"\s*(\d{1,12}|[-+*/()])", re.ASCII)
-MAX_LENGTH, MAX_DEPTH = 300, 20
+MAX_LENGTH, MAX_DEPTH, MAX_DIGITS = 300, 20, 12
+"""Of an expression, its nesting and its numbers: what a completion can make the calculator do is bounded."""
+_TOKEN = re.compile(rf"\s*(\d{{1,{MAX_DIGITS}}}(?!\d)|[-+*/()])", re.ASCII)
 
 
 class NotAnExpression(ValueError):

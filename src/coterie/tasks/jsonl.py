@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from coterie.errors import DataError, RecipeError, did_you_mean
+from coterie.errors import DataError, did_you_mean
 from coterie.pieces import task
-from coterie.rewards.functions import Verdict, verifier_reward
+from coterie.rewards.functions import WeightedReward, verifier_reward
+from coterie.rewards.numbers import parse_number
 from coterie.rewards.runner import RewardRunner
-from coterie.tasks.base import Row, Task, disjoint
+from coterie.tasks.base import Task
 from coterie.tasks.sources import load_rows
+from coterie.tasks.split import Row, disjoint, split_disjoint
 
 
 @task()
@@ -34,75 +35,87 @@ def jsonl(
     column of reference completions for a warm start, where there is one. verl's `reward_model.ground_truth` is the
     answer where there is no answer column.
     """
-    rows = [_row(dict(r), prompt, answer, path, i) for i, r in enumerate(load_rows(path, split=split))]
+    rows = _rows(path, split, prompt, answer)
     if isinstance(held_out, str):
-        held = [_row(dict(r), prompt, answer, held_out, i) for i, r in enumerate(load_rows(held_out, split="test"))]
+        held = _rows(held_out, "test", prompt, answer)
+        train, notes = disjoint(rows, held, path)
     else:
-        rows, held = _cut(rows, held_out, seed, path)
-    train, notes = disjoint(rows, held, path)
-    has_solutions = all(solution in r for r in train)
-    reference = (lambda row: str(row[solution])) if has_solutions else None
-    out = Task("jsonl", train[:limit], held, reference=reference, notes=notes)
+        train, held, notes = split_disjoint(rows, held_out, seed, path)
+    out = Task("jsonl", train[:limit], held, notes=notes)
+    if all(isinstance(r.get(solution), str) for r in (*train, *held)):
+        out.reference = lambda row: row[solution]
     if verifier is not None:
-        if not all(answer in r for r in train):
-            raise DataError(
-                f"the verifier compares with column '{answer}', which some rows lack", where=path,
-                hint=did_you_mean(answer, train[0]) + "; task.answer=COLUMN",
-            )  # fmt: skip
         reward = verifier_reward(verifier, answer)
-        out.rewards, out.verdict = [reward], reward.name
-        out.verify = _verifier(reward)
-        out.reference = reference or (lambda row: str(row[answer]))
-        out.corrupt = lambda row, n: _wrong(str(row[answer]), n)
+        _check_answers(train, answer, path)
+        _check_answers(held, answer, held_out if isinstance(held_out, str) else path)
+        out.rewards, out.verdict, out.verify = [reward], reward.name, _verdict_of(reward)
+        if not _is_pattern(reward):
+            answers = list(dict.fromkeys(str(r[answer]) for r in (*train, *held)))
+            places = {text: i for i, text in enumerate(answers)}
+            out.reference = out.reference or (lambda row: str(row[answer]))
+            out.corrupt = (lambda row, n: _wrong(str(row[answer]), answers, places, n)) if len(answers) > 1 else None
     return out
 
 
-def _verifier(reward: Any) -> Any:
+def _verdict_of(reward: WeightedReward) -> Callable[[str, Row], bool]:
     """verify(completion, row), through the runner, so that a verifier that may hang runs where it can be killed."""
     runner = RewardRunner([reward])
-    assert isinstance(reward.fn, Verdict)
 
     def verify(completion: str, row: Row) -> bool:
-        value = runner.score([row["prompt"]], [completion], [row], [[]]).components[reward.name][0]
-        return value > 0.5
+        return runner.score([row["prompt"]], [completion], [row], [[]]).components[reward.name][0] > 0.5
 
     return verify
+
+
+def _is_pattern(reward: WeightedReward) -> bool:
+    """Whether the answer column holds regular expressions, which are no completions."""
+    return reward.name == "regex" and reward.fn.settings["pattern"] is None  # type: ignore[attr-defined]
+
+
+def _rows(path: str, split: str, prompt: str, answer: str) -> list[Row]:
+    return [_row(dict(r), prompt, answer, path, number) for number, r in enumerate(load_rows(path, split=split), 1)]
 
 
 def _row(raw: Row, prompt: str, answer: str, where: str, number: int) -> Row:
     if prompt not in raw:
         raise DataError(
-            f"row {number + 1} has no column '{prompt}'", where=where,
+            f"row {number} has no column '{prompt}'", where=where,
             hint=did_you_mean(prompt, raw) + "; task.prompt=COLUMN",
         )  # fmt: skip
     text = raw.pop(prompt)
-    messages = isinstance(text, list | tuple) and all(
-        isinstance(m, dict) and {"role", "content"} <= set(m) for m in text
-    )
-    if not isinstance(text, str) and not (messages and text):
-        raise DataError(
-            f"the prompt of row {number + 1} is neither text nor a list of messages", where=where,
-            hint="[{\"role\": \"user\", \"content\": …}]",
-        )  # fmt: skip
+    if not isinstance(text, str):
+        if not isinstance(text, list | tuple) or not text or not all(_is_message(m) for m in text):
+            raise DataError(
+                f"the prompt of row {number} is neither text nor a list of messages", where=where,
+                hint='write a conversation as [{"role": "user", "content": …}]',
+            )  # fmt: skip
+        text = [dict(m) for m in text]
     graded = raw.get("reward_model")
     if answer not in raw and isinstance(graded, dict) and "ground_truth" in graded:
         raw[answer] = graded["ground_truth"]
-    return {**raw, "prompt": text if isinstance(text, str) else [dict(m) for m in text]}
+    return {**raw, "prompt": text}
 
 
-def _cut(rows: list[Row], held_out: float | int, seed: int, where: str) -> tuple[list[Row], list[Row]]:
-    count = int(held_out) if held_out >= 1 or held_out == 0 else max(int(len(rows) * held_out), 1)
-    if count >= len(rows):
-        raise RecipeError(
-            f"{count} rows held out of {len(rows)} leave nothing to train on", where=where, hint="task.held_out=0.1"
-        )
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return [rows[i] for i in order[count:]], [rows[i] for i in order[:count]]
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= set(value)
 
 
-def _wrong(answer: str, seed: int) -> str:
-    """A wrong answer: the number plus something, or text turned around."""
-    try:
-        return str(float(answer) + 1 + seed % 7)
-    except ValueError:
-        return f"not {answer}" if answer == answer[::-1] else answer[::-1]
+def _check_answers(rows: list[Row], answer: str, where: str) -> None:
+    """Every row has a text or number to compare with. Raises DataError naming the first that has not."""
+    for row in rows:
+        value = row.get(answer)
+        if isinstance(value, str | int | float):
+            continue
+        problem = f"is a {type(value).__name__}, not text or a number" if value is not None else "is missing"
+        raise DataError(
+            f"the answer (column '{answer}') of prompt {str(row['prompt'])[:60]!r} {problem}", where=where,
+            hint=did_you_mean(answer, set(row) - {"prompt"}) + "; task.answer=COLUMN",
+        )  # fmt: skip
+
+
+def _wrong(answer: str, answers: list[str], places: dict[str, int], seed: int) -> str:
+    """A wrong answer: the number plus something, else another answer of the data."""
+    number = parse_number(answer)
+    if number is not None:
+        return str(number + 1 + seed % 7)
+    return answers[(places[answer] + 1 + seed % (len(answers) - 1)) % len(answers)]

@@ -4,27 +4,53 @@ from __future__ import annotations
 
 import numpy as np
 
+from coterie.errors import RecipeError
 from coterie.pieces import task
 from coterie.rewards.functions import WeightedReward
-from coterie.tasks.base import Row, Task, generate
+from coterie.tasks.base import Task
+from coterie.tasks.split import Row, generate
 
 
 @task()
-def sort(*, digits: int = 5, train: int = 4096, held_out: int = 256, dense: bool = False, seed: int = 0) -> Task:
+def sort(
+    *,
+    digits: int = 5,
+    alphabet: str = "0123456789",
+    train: int = 4096,
+    held_out: int = 256,
+    dense: bool = False,
+    seed: int = 0,
+) -> Task:
     """Write a string of digits in ascending order: '53142>' -> '12345'.
 
-    dense: reward the share of positions that are right instead of all or nothing.
+    alphabet: the characters that occur, in the order they sort. dense: reward the share of positions that are right
+    instead of all or nothing.
     """
+    if digits < 1:
+        raise RecipeError(f"sort needs at least 1 digit, got {digits}")
+    if len(set(alphabet)) != len(alphabet) or len(alphabet) < 2 or set(alphabet) & set("> \n"):
+        raise RecipeError(
+            f"the alphabet of sort is two or more different characters without '>' and spaces, got {alphabet!r}"
+        )
 
     def make(rng: np.random.Generator) -> Row:
-        text = "".join(map(str, rng.integers(0, 10, digits)))
-        return {"prompt": f"{text}>", "answer": "".join(sorted(text))}
+        places = rng.integers(0, len(alphabet), digits).tolist()
+        return {
+            "prompt": "".join(alphabet[i] for i in places) + ">",
+            "answer": "".join(alphabet[i] for i in sorted(places)),
+        }
+
+    def swap(row: Row, seed: int) -> str:
+        answer = row["answer"]
+        place = seed % len(answer)
+        other = alphabet[(alphabet.index(answer[place]) + 1) % len(alphabet)]
+        return answer[:place] + other + answer[place + 1 :]
 
     rows, held = generate(make, train, held_out, seed)
     rewards = [WeightedReward(_share if dense else _verdict, "positions" if dense else "correct", per_sample=True)]
     return Task(
         "sort", rows, held, verify=_verdict, rewards=rewards, verdict=None if dense else "correct",
-        reference=lambda row: row["answer"], corrupt=_swap, vocabulary="0123456789>",
+        reference=lambda row: row["answer"], corrupt=swap, vocabulary=f"{alphabet}>",
     )  # fmt: skip
 
 
@@ -35,9 +61,3 @@ def _verdict(completion: str, row: Row) -> bool:
 def _share(completion: str, row: Row) -> float:
     text, answer = completion.strip(), row["answer"]
     return sum(a == b for a, b in zip(text, answer, strict=False)) / max(len(text), len(answer))
-
-
-def _swap(row: Row, seed: int) -> str:
-    answer = row["answer"]
-    place = seed % len(answer)
-    return answer[:place] + str((int(answer[place]) + 1) % 10) + answer[place + 1 :]

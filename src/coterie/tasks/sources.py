@@ -42,19 +42,35 @@ def _read_file(path: Path) -> Sequence[dict[str, Any]]:
             return pq.read_table(path).to_pylist()
         except pa.ArrowInvalid as error:
             raise DataError(f"not a Parquet file: {str(error).splitlines()[0]}", where=str(path)) from None
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    if path.suffix == ".json":
-        return _read_json(path)
-    if path.suffix == ".jsonl":
-        return _read_jsonl(path)
-    raise DataError(f"cannot read '{path.suffix}' files", where=str(path), hint=f"one of {', '.join(SUFFIXES)}")
+    readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_jsonl}
+    if path.suffix not in readers:
+        raise DataError(f"cannot read '{path.suffix}' files", where=str(path), hint=f"one of {', '.join(SUFFIXES)}")
+    try:
+        return readers[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text: {error.reason}", where=str(path), hint="convert it to UTF-8") from None
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        try:
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{len(reader.fieldnames or ())} columns are named, this row has another number",
+                        where=f"{path}:{reader.line_num}", hint="quote fields that hold a comma",
+                    )  # fmt: skip
+                rows.append(row)
+            return rows
+        except csv.Error as error:
+            raise DataError(f"not valid CSV: {error}", where=f"{path}:{reader.line_num}") from None
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
     if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
@@ -64,23 +80,20 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"not valid JSON: {error.msg} at column {error.colno}", where=f"{path}:{number}",
-                        hint="each line is one object, {\"prompt\": …}",
-                    ) from None  # fmt: skip
-                if not isinstance(row, dict):
-                    raise DataError(f"expected an object, got {type(row).__name__}", where=f"{path}:{number}")
-                rows.append(row)
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 text: {error.reason}", where=str(path), hint="convert it to UTF-8") from None
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.strip())
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"not valid JSON: {error.msg} at column {error.colno}", where=f"{path}:{number}",
+                    hint='each line is one object, {"prompt": …}',
+                ) from None  # fmt: skip
+            if not isinstance(row, dict):
+                raise DataError(f"expected an object, got {type(row).__name__}", where=f"{path}:{number}")
+            rows.append(row)
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from coterie.errors import RewardError
 from coterie.pieces import verifier
 
 
@@ -13,6 +14,9 @@ def choice(completion: str, reference: str, *, letters: str = "ABCDE") -> bool:
 
     The last such letter counts, in that order of preference.
     """
+    right = reference.strip().strip("().").upper()
+    if len(right) != 1 or right not in letters:
+        raise RewardError(f"the reference {reference!r} is none of the letters {letters}", hint="set 'letters'")
     among = f"[{re.escape(letters)}]"
     for pattern in (
         rf"\\boxed\{{\s*({among})\b",
@@ -22,5 +26,5 @@ def choice(completion: str, reference: str, *, letters: str = "ABCDE") -> bool:
     ):
         found = re.findall(pattern, completion)
         if found:
-            return found[-1] == reference.strip().strip("().").upper()
+            return found[-1] == right
     return False

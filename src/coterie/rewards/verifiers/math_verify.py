@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 
+from coterie.errors import RewardError
 from coterie.pieces import verifier
 
 
@@ -15,15 +17,22 @@ def math_verify(completion: str, reference: str, *, precision: int = 6) -> bool:
     """
     from math_verify import parse, verify
 
-    for name in ("math_verify.parser", "math_verify.grader"):  # they warn that the time limits are off
-        logging.getLogger(name).setLevel(logging.ERROR)
-    gold = parse(_delimited(reference), parsing_timeout=0)
+    gold = parse(_delimited(reference), parsing_timeout=None) or parse(reference, parsing_timeout=None)
     if not gold:
-        gold = parse(reference, parsing_timeout=0)
-    return bool(verify(gold, parse(completion, parsing_timeout=0), float_rounding=precision, timeout_seconds=None))
+        raise RewardError(f"math-verify finds no expression in the reference {reference!r}")
+    answer = parse(completion, parsing_timeout=None)
+    return bool(verify(gold, answer, float_rounding=precision, timeout_seconds=None))
+
+
+def _prepare() -> None:
+    """Import the library (seconds), and silence its warning that its time limits are off."""
+    importlib.import_module("math_verify")
+    for name in ("math_verify.parser", "math_verify.grader"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 math_verify.may_hang = True
+math_verify.prepare = _prepare
 
 
 def _delimited(text: str) -> str:

@@ -10,12 +10,13 @@ from coterie.pieces import verifier
 @verifier()
 def regex(completion: str, reference: str, *, pattern: str | None = None, group: int = 1) -> bool:
     """Without a pattern: the reference is a regular expression found in the completion. With one: its last match's
-    group must equal the reference.
+    group (the whole match, where the pattern has no groups) must equal the reference.
     """
     if pattern is None:
         return re.search(reference, completion) is not None
     matches = list(re.finditer(pattern, completion))
-    return bool(matches) and (matches[-1].group(group) or "").strip() == reference.strip()
+    which = group if re.compile(pattern).groups else 0
+    return bool(matches) and (matches[-1].group(which) or "").strip() == reference.strip()
 
 
 regex.may_hang = True

@@ -1,0 +1,178 @@
+"""Wrong inputs: each gives one clear message that names the place and the mend, a non-zero exit, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import TINY
+
+ROWS = '{"prompt": "1+1=", "answer": "2"}\n{"prompt": "2+1=", "answer": "3"}\n{"prompt": "2+2=", "answer": "4"}\n'
+REWARDS = """
+def raises(completions, **columns): raise ValueError("no such luck")
+def short(completions, **columns): return [1.0]
+def nan(completions, **columns): return [float("nan") for _ in completions]
+def scalar(completions, **columns): return 1.0
+def words(completions, **columns): return ["good" for _ in completions]
+notafunction = 3
+"""
+PIECE = """
+from coterie.pieces import credit
+@credit()
+def by_state(rewards, groups, state_key): return rewards
+"""
+
+
+@dataclass
+class Case:
+    """Arguments of `coterie`, the files they need, the exit code, and what the message must say."""
+
+    name: str
+    args: list[str]
+    code: int
+    says: list[str]
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def train(*args: str) -> list[str]:
+    return ["train", *TINY, *args, "-q", "-o", "run"]
+
+
+def on_file(*args: str, rows: str = ROWS) -> list[str]:
+    base = [a for a in TINY if not a.startswith("task=")]
+    return ["train", *base, "--task", "my.jsonl", *args, "-q", "-o", "run"]
+
+
+DATA = {"my.jsonl": ROWS, "rewards.py": REWARDS}
+CASES = [
+    Case("missing recipe", ["train", "nowhere.yaml"], 2, ["nowhere.yaml", "No such file"]),
+    Case("bad YAML", ["train", "r.yaml"], 2, ["r.yaml:2"], {"r.yaml": "task: sort\n  steps: [1\n"}),
+    Case("key twice", ["train", "r.yaml"], 2, ["r.yaml:3", "'steps'"], {"r.yaml": "task: sort\nsteps: 1\nsteps: 2\n"}),
+    Case("YAML tag", ["train", "r.yaml"], 2, ["r.yaml:1"], {"r.yaml": "task: !!python/name:os.system x\n"}),
+    Case("unknown key", ["train", "r.yaml"], 2, ["r.yaml:3", "group_sise", "'group_size'"],
+         {"r.yaml": "task: sort\nrollout:\n  group_sise: 4\n"}),
+    Case("wrong type", ["train", "r.yaml"], 2, ["r.yaml:2", "steps", "integer", "'ten'"],
+         {"r.yaml": "task: sort\nsteps: ten\n"}),
+    Case("wrong type of a piece's setting", ["train", "r.yaml"], 2, ["r.yaml:4", "'eps'", "float", "'tiny'"],
+         {"r.yaml": "task: sort\ncredit:\n  baseline:\n    group_norm: {eps: tiny}\n"}),
+    Case("unknown setting of a piece", train("credit.baseline.scael=none"), 2, ["scael", "'scale'"]),
+    Case("unknown method", train("--method", "dappo"), 2, ["'dappo'", "'dapo'"]),
+    Case("unknown piece", train("credit.baseline=group_nrom"), 2, ["group_nrom", "'group_norm'"]),
+    Case("unknown task", ["train", "--task", "sorting"], 2, ["'sorting'", "'sort'"]),
+    Case("no task", ["train", "--model", "m"], 2, ["no task", "--task"]),
+    Case("no model", ["train", "--task", "sort"], 2, ["no model", "--model"]),
+    Case("methods that conflict", train("--method", "dapo+gspo"), 2,
+         ["dapo", "gspo", "objective.ratio", "objective.ratio=sequence"]),
+    Case("not a setting", train("stepss"), 2, ["stepss"]),
+    Case("greedy rollouts", train("rollout.temperature=0"), 2, ["temperature", "> 0"]),
+    Case("more mini-batches than prompts", train("update.minibatches=9"), 2, ["minibatches", "9", "4"]),
+    Case("group of one", train("rollout.group_size=1"), 2, ["group_norm", "group_size is 1", "rollout.group_size=8"]),
+    Case("column nobody provides", train("credit.baseline=mine.py:by_state"), 2,
+         ["by_state", "state_key", "environment"], {"mine.py": PIECE}),
+    Case("missing piece file", train("credit.baseline=mine.py:by_state"), 2, ["mine.py", "no such"]),
+    Case("advantage a decision for a ratio a rollout", train("--method", "gspo", "credit.baseline=whitened_return"), 2,
+         ["sequence", "whitened_return", "sequence_token"]),
+    Case("missing data", on_file("task.verifier=numeric"), 3, ["my.jsonl", "no such file"]),
+    Case("bad JSON line", on_file("task.verifier=numeric"), 3, ["my.jsonl:2"], {"my.jsonl": ROWS[:40] + "oops\n"}),
+    Case("empty data", on_file("task.verifier=numeric"), 3, ["my.jsonl", "no rows"], {"my.jsonl": "\n"}),
+    Case("missing prompt column", on_file("task.verifier=numeric", "task.prompt=prompts"), 3,
+         ["my.jsonl", "'prompts'", "'prompt'"], DATA),
+    Case("missing answer column", on_file("task.verifier=numeric", "task.answer=answr"), 3,
+         ["my.jsonl", "'answr'", "'answer'"], DATA),
+    Case("no reward", on_file(), 2, ["reward", "--reward"], DATA),
+    Case("missing reward file", on_file("--reward", "rewrds.py:nan"), 4, ["rewrds.py", "'rewards.py'"], DATA),
+    Case("missing reward function", on_file("--reward", "rewards.py:shrt"), 4, ["shrt", "'short'"], DATA),
+    Case("not a function", on_file("--reward", "rewards.py:notafunction"), 4, ["notafunction", "not a function"], DATA),
+    Case("reward raises", on_file("--reward", "rewards.py:raises"), 4,
+         ["'raises'", "ValueError: no such luck", "sample 0", "on_error"], DATA),
+    Case("reward of wrong length", on_file("--reward", "rewards.py:short"), 4, ["'short'", "1 values for 16"], DATA),
+    Case("reward NaN", on_file("--reward", "rewards.py:nan"), 4, ["'nan'", "sample 0"], DATA),
+    Case("reward not a list", on_file("--reward", "rewards.py:scalar"), 4, ["'scalar'", "float"], DATA),
+    Case("reward not a number", on_file("--reward", "rewards.py:words"), 4, ["'words'", "'good'"], DATA),
+    Case("missing model folder", train("model={name: ./nowhere}"), 6, ["nowhere"]),
+    Case("not a model folder", train("model={name: ./empty}"), 6, ["empty"], {"empty/readme.txt": "hello"}),
+    Case("unknown key of the model", train("model.init.layrs=2"), 2, ["layrs", "'layers'"]),
+    Case("prompt longer than the context", train("task.digits=9", "model.init.context=8"), 6, ["context", "8"]),
+    Case("run directory taken", train(), 5, ["run", "never overwritten"], {"run/notes.txt": "mine"}),
+    Case("resume of no run", ["resume", "nowhere"], 5, ["nowhere", "not a run"]),
+    Case("export of no run", ["export", "nowhere", "out"], 5, ["nowhere", "not a run"]),
+    Case("eval without a task", ["eval", "model"], 2, ["--task"]),
+    Case("cannot change a run that has begun", ["resume", "run", "optimizer.lr=1"], 2, ["optimizer.lr=1", "steps=N"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_a_mistake_is_named_with_its_mend(case: Case, cli: Callable, tmp_path: Path) -> None:
+    for name, text in case.files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    answer = cli(*case.args)
+    assert answer.code == case.code, answer.err
+    assert answer.err.startswith("error: ") and "Traceback" not in answer.err
+    for words in case.says:
+        assert words in answer.err, answer.err
+    for name, text in case.files.items():
+        assert (tmp_path / name).read_text() == text, "an input file was changed"
+
+
+def test_conflicting_methods_compose_once_chosen(cli: Callable) -> None:
+    refused = cli("plan", *TINY, "--method", "dapo+gspo")
+    mend = refused.err.strip().splitlines()[-1].split("example, ")[1].split()
+    composed = cli("plan", *TINY, "--method", "dapo+gspo", *mend, "--json")
+    slots = {p["slot"]: p["piece"] for p in json.loads(composed.out)["pieces"]}
+    assert composed.code == 0 and slots["objective.ratio"] == "sequence" and "selection.filters" in slots
+
+
+def test_a_failed_run_keeps_what_it_had_and_says_so(cli: Callable, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(
+        "calls = 0\ndef late(completions, **columns):\n    global calls\n    calls += 1\n"
+        "    if calls > 3: raise RuntimeError('after a while')\n    return [float(len(c)) for c in completions]\n"
+    )
+    args = [*TINY, "steps=8", "checkpoint.every=1", "--reward", "rewards.py:late"]
+    answer = cli("train", *args, "-q", "-o", "run")
+    assert answer.code == 4 and "after a while" in answer.err
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["state"] == "failed" and "after a while" in status["message"]
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 4
+    (tmp_path / "rewards.py").write_text(
+        "def late(completions, **columns): return [float(len(c)) for c in completions]\n"
+    )
+    from coterie.rewards import functions
+
+    for name in [n for n in functions.sys.modules if n.startswith(functions.FILE_MODULE)]:
+        del functions.sys.modules[name]  # a new process would read the mended file anyway
+    assert cli("resume", "run", "-q").code == 0
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "finished"
+
+
+def test_nothing_left_to_do_is_an_error_and_steps_extend_a_run(cli: Callable, tmp_path: Path) -> None:
+    assert cli(*train()).code == 0
+    again = cli("resume", "run")
+    assert again.code == 5 and "nothing to do" in again.err and "steps=N" in again.err
+    assert cli("resume", "run", "steps=3", "-q").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [0, 1, 2, 3]
+
+
+def test_an_empty_completion_is_legal(tmp_path: Path) -> None:
+    """A policy that stops at once (EOS only) has one decision, scores and trains."""
+    import torch
+
+    from coterie.api import train as run
+
+    def no_text(completions: list[str], **columns: object) -> list[float]:
+        return [float(c == "") for c in completions]
+
+    result = run(
+        task={"sort": {"digits": 2, "train": 40, "held_out": 12}},
+        model={"init": {"layers": 1, "width": 16, "heads": 2, "context": 32}},
+        rewards=[no_text], steps=40, out=tmp_path / "run", quiet=True, threads=1,
+        draw={"prompts": 4}, optimizer={"adamw": {"lr": 1e-2}},
+        **{"rollout.group_size": 8, "rollout.max_tokens": 4, "evaluation.prompts": 8},
+    )  # fmt: skip
+    assert result.last["length/mean"] < 1.5 and result.last["reward/mean"] > 0.5
+    assert all(torch.isfinite(torch.tensor(v)) for v in result.last.values() if isinstance(v, float))
