@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def test_what_a_save_was_replacing_when_it_stopped_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "flipped", "manifest", "no manifest", "empty"])
-def test_damaged_checkpoints_are_passed_over_and_cleaned(tmp_path, damage):
+def test_damaged_checkpoints_are_passed_over_and_set_aside(tmp_path, damage):
     store = CheckpointStore(tmp_path)
     good, torn = store.save(1, writer(b"a")), store.save(2, writer(b"b"))
     weights, manifest = torn / "policy" / "weights", torn / "manifest.json"
@@ -95,7 +96,60 @@ def test_damaged_checkpoints_are_passed_over_and_cleaned(tmp_path, damage):
     assert store.latest() == good
     assert store.ignored == [torn]
     store.clean()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-notes.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged-step-000002", "step-000001", "step-notes.txt"]
+    assert store.ignored == [torn]
+    assert store.latest() == good
+    assert store.ignored == []
+
+
+def edited(checkpoint: Path) -> bytes:
+    (checkpoint / "state").write_bytes(b"edited")
+    return (checkpoint / "policy" / "weights").read_bytes()
+
+
+def test_cleaning_never_deletes_the_only_checkpoints_there_are(tmp_path):
+    store = CheckpointStore(tmp_path)
+    kept = {path: edited(path) for path in (store.save(1, writer(b"a")), store.save(2, writer(b"b")))}
+    with pytest.raises(RunError, match=r"files of step-000002 differ.*\n.*put its files back"):
+        store.clean()
+    assert {path: (path / "policy" / "weights").read_bytes() for path in kept} == kept
+
+
+def test_one_damaged_checkpoint_does_not_replace_another_that_was_set_aside(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, writer(b"a"))
+    for value in (b"b", b"c"):
+        edited(store.save(2, writer(value)))
+        store.clean()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged-step-000002", "damaged-step-000002-2", "step-000001"]
+
+
+def test_a_damaged_checkpoint_does_not_cost_a_good_one_its_place(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, writer(b"a"))
+    shutil.copytree(tmp_path / "step-000001", tmp_path / "step-000009")
+    edited(tmp_path / "step-000009")
+    store.clean()
+    good = store.save(2, writer(b"b"))
+    assert store.latest() == good
+    assert not (tmp_path / "step-000001").exists()
+
+
+def test_a_checkpoint_loses_its_name_before_its_files(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, writer(b"a"))
+
+    def killed(folder, ignore_errors=False):
+        if folder.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("coterie.checkpoint.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(2, writer(b"b"))
+    monkeypatch.undo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".tmp-step-000001-removed", "step-000002"]
+    store.clean()
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000002"]
 
 
 def test_kill_9_at_any_moment_leaves_a_complete_latest(tmp_path):

@@ -104,6 +104,11 @@ def test_summarise():
     assert out["eval/accuracy"] == pytest.approx(1 / 3)
     assert out["eval/accuracy_low"] <= out["eval/accuracy"] <= out["eval/accuracy_high"]
     assert (out["eval/accuracy_low"], out["eval/accuracy_high"]) == bootstrap_interval([2 / 3, 0])
+    assert (out["eval/pass@2_low"], out["eval/pass@2_high"]) == bootstrap_interval([1, 0])
+    assert (out["eval/pass@3_low"], out["eval/pass@3_high"]) == bootstrap_interval([1, 0])
+    assert (out["eval/maj@3_low"], out["eval/maj@3_high"]) == bootstrap_interval([1, 0])
+    assert (out["eval/length_low"], out["eval/length_high"]) == bootstrap_interval([2, 5])
+    assert (out["eval/truncated_share_low"], out["eval/truncated_share_high"]) == bootstrap_interval([1 / 3, 2 / 3])
     assert out["eval/pass@2"] == pytest.approx(0.5)
     assert out["eval/pass@3"] == pytest.approx(0.5)
     assert "eval/pass@1" not in out
@@ -113,11 +118,9 @@ def test_summarise():
 
 
 def test_summarise_of_one_sample_has_no_majority():
+    names = ("accuracy", "length")
     assert set(summarise([[True]], [[3]], answers=[["a"]])) == {
-        "eval/accuracy",
-        "eval/accuracy_low",
-        "eval/accuracy_high",
-        "eval/length",
+        f"eval/{name}{end}" for name in names for end in ("", "_low", "_high")
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -57,12 +59,23 @@ class CheckpointStore:
         return None
 
     def clean(self) -> None:
-        """Remove what an interrupted save left behind. For the process that holds the run's lock."""
+        """Remove what an interrupted save left behind. For the process that holds the run's lock.
+
+        Saving and pruning never leave a partial folder under a checkpoint's name, so one that is not complete was
+        damaged or edited later. It may be all that is left of a run: it is set aside as `damaged-step-000040`, never
+        deleted. Raises RunError, and moves nothing, when there is no complete one to go on from.
+        """
         for folder in self.directory.glob(".tmp-step-*"):
             shutil.rmtree(folder, ignore_errors=True)
-        for folder in self._folders():
-            if not is_complete(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        damaged = [folder for folder in self._folders() if not is_complete(folder)]
+        if damaged and len(damaged) == len(self._folders()):
+            raise RunError(
+                f"no checkpoint is complete: files of {damaged[0].name} differ from its {MANIFEST}",
+                where=str(self.directory),
+                hint="put its files back as they were, or remove the folder to start the run over",
+            )
+        for folder in damaged:
+            folder.rename(_free(folder.with_name(f"damaged-{folder.name}")))
 
     def _folders(self) -> list[Path]:
         """Newest first. A `.old` is what a save of the same step was replacing when it stopped."""
@@ -74,7 +87,7 @@ class CheckpointStore:
     def _move(self, temporary: Path, final: Path) -> None:
         if final.exists():  # a folder cannot be renamed onto another: step aside first, never delete first
             aside = final.with_name(final.name + ".old")
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             final.rename(aside)
         temporary.rename(final)
         _sync(self.directory)
@@ -82,7 +95,7 @@ class CheckpointStore:
     def _prune(self) -> None:
         current = [f for f in self._folders() if not f.name.endswith(".old")]
         for folder in set(self._folders()) - set(current[: self.keep]):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
     def _failed(self, step: int, error: Exception) -> RunError:
         before = self.latest()
@@ -134,6 +147,20 @@ def load_state(path: str | Path) -> Any:
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint. It loses its name first, so that a half-deleted one is never taken for a checkpoint."""
+    doomed = _free(folder.with_name(f".tmp-{folder.name}-removed"))
+    with contextlib.suppress(OSError):  # not there, or not ours to delete: as before, that is no reason to stop a run
+        folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _free(path: Path) -> Path:
+    """`path`, numbered when it is taken."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
+    return next(p for p in names if not p.exists())
 
 
 def _seal(folder: Path, step: int) -> None:

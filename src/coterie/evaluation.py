@@ -20,7 +20,11 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
     1 - C(n-c,k) / C(n,k) with c right ones of n, as a product that never overflows (arXiv 2107.03374). [P,n] bool.
     Raises ValueError when k > n.
     """
-    table = _table(correct)
+    return float(_passes(_table(correct), k).mean())
+
+
+def _passes(table: np.ndarray, k: int) -> np.ndarray:
+    """pass@k of each prompt, [P]."""
     n = table.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs 1 <= k <= {n}, the completions a prompt has")
@@ -28,7 +32,7 @@ def pass_at_k(correct: ArrayLike, k: int) -> float:
     # C(n-c,k) / C(n,k) = prod over j < k of (n-c-j) / (n-j); a factor reaches 0 once fewer than k are wrong
     drawn = np.arange(k)
     fails = np.clip((wrong[:, None] - drawn) / (n - drawn), 0.0, None).prod(1)
-    return float((1.0 - fails).mean())
+    return 1.0 - fails
 
 
 def maj_at_k(answers: Sequence[Sequence[Hashable]], correct: ArrayLike) -> float:
@@ -36,7 +40,11 @@ def maj_at_k(answers: Sequence[Sequence[Hashable]], correct: ArrayLike) -> float
 
     answers: [P][n], compared by equality. correct: [P,n] bool, the verdict of each.
     """
-    table = _table(correct)
+    return float(_majorities(answers, _table(correct)).mean())
+
+
+def _majorities(answers: Sequence[Sequence[Hashable]], table: np.ndarray) -> np.ndarray:
+    """maj@k of each prompt, [P]."""
     scores = []
     for row, verdicts in zip(answers, table.tolist(), strict=True):
         votes: dict[Hashable, list[float]] = defaultdict(list)
@@ -44,7 +52,7 @@ def maj_at_k(answers: Sequence[Sequence[Hashable]], correct: ArrayLike) -> float
             votes[answer].append(verdict)
         most = max(map(len, votes.values()))
         scores.append(np.mean([np.mean(v) for v in votes.values() if len(v) == most]))
-    return float(np.mean(scores))
+    return np.array(scores)
 
 
 def bootstrap_interval(
@@ -76,24 +84,26 @@ def summarise(
 ) -> dict[str, float]:
     """The metrics of one evaluation. correct, lengths, truncated: [P,n]; answers: [P][n].
 
-    eval/accuracy (avg@n) with its 95% interval over prompts, eval/pass@k for the `ks` above 1, eval/maj@n,
-    eval/length in decisions, eval/truncated_share.
+    eval/accuracy (avg@n), eval/pass@k for the `ks` above 1, eval/maj@n, eval/length in decisions and
+    eval/truncated_share, each with the ends of its 95% interval over prompts as NAME_low and NAME_high.
     """
     table = _table(correct)
     samples = table.shape[1]
-    low, high = bootstrap_interval(table.mean(1))
-    out = {"eval/accuracy": avg_at_k(table), "eval/accuracy_low": low, "eval/accuracy_high": high}
-    out |= {f"eval/pass@{k}": pass_at_k(table, k) for k in ks if k > 1}
+    per_prompt = {"accuracy": table.mean(1)} | {f"pass@{k}": _passes(table, k) for k in ks if k > 1}
     if answers is not None and samples > 1:
-        out[f"eval/maj@{samples}"] = maj_at_k(answers, table)
-    out["eval/length"] = float(np.asarray(lengths, dtype=np.float64).mean())
+        per_prompt[f"maj@{samples}"] = _majorities(answers, table)
+    per_prompt["length"] = _table(lengths, "lengths").mean(1)
     if truncated is not None:
-        out["eval/truncated_share"] = float(np.asarray(truncated, dtype=np.float64).mean())
+        per_prompt["truncated_share"] = _table(truncated, "truncated").mean(1)
+    out: dict[str, float] = {}
+    for name, values in per_prompt.items():
+        low, high = bootstrap_interval(values)
+        out |= {f"eval/{name}": float(values.mean()), f"eval/{name}_low": low, f"eval/{name}_high": high}
     return out
 
 
-def _table(correct: ArrayLike) -> np.ndarray:
-    table = np.asarray(correct, dtype=np.float64)
+def _table(values: ArrayLike, name: str = "correct") -> np.ndarray:
+    table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or 0 in table.shape:
-        raise ValueError(f"correct must be [prompts, samples] and not empty, got shape {list(table.shape)}")
+        raise ValueError(f"{name} must be [prompts, samples] and not empty, got shape {list(table.shape)}")
     return table

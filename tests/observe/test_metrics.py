@@ -24,7 +24,7 @@ def test_rows_come_back_exactly(tmp_path):
     log.append({"step": 0, "a": 0.1 + 0.2, "b": float("nan"), "c": float("-inf"), "d": torch.tensor(0.5), "e": None})
     log.append({"step": 1, "f": 3, "name": "x"})
     assert log.read() == [
-        {"step": 0, "a": 0.1 + 0.2, "b": None, "c": None, "d": 0.5, "e": None},
+        {"step": 0, "a": 0.1 + 0.2, "b": None, "c": None, "d": 0.5, "e": None, "metrics/nonfinite": 2},
         {"step": 1, "f": 3, "name": "x"},
     ]
 

@@ -86,6 +86,24 @@ def test_no_color_means_plain_lines(monkeypatch):
     assert "\x1b" not in shown(out)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_not_finite_is_named_and_not_just_missing(terminal):
+    out = console(terminal)
+    with Progress(10, 0, console=out) as progress:
+        progress.update(3, ROW | {"grad/norm": float("nan"), "kl/ref": float("inf")})
+    text = shown(out)
+    assert "grad/norm, kl/ref" in text
+    assert "not finite" in text
+
+
+def test_a_terminal_that_cannot_redraw_gets_plain_lines_at_once(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    out = console(True)
+    with Progress(10, 0, console=out) as progress:
+        progress.update(3, ROW)
+        assert shown(out).startswith("step 3/10  reward 0.5")
+
+
 def test_eta_counts_this_sessions_steps_only(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("coterie.observe.progress.time.monotonic", lambda: now[0])

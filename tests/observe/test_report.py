@@ -142,6 +142,8 @@ def test_the_report_is_whole_escaped_and_self_contained(run):
     assert not re.search(r"url\(|@import|https?:", html.split("<body>")[0])
     assert page.text.count(EVIL) >= 5  # title, task, status, recipe, prompts, completions
     assert "held-out accuracy 30.0% → 30.0% (95% interval 20.0–40.0%)" in page.text
+    assert "30.0% (20.0%–40.0%)" in page.text
+    assert "accuracy low" not in page.text
     assert "prefers-color-scheme: dark" in html
     assert [f"step {s}" in page.text for s in (1, 2, 3, 4, 10)] == [True, False, True, False, True]
     assert '{"init": {"layers": 2}}' in page.text

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,30 @@ def test_a_run_is_never_overwritten(tmp_path):
         RunDir.create(tmp_path / "file", **MADE)
     (tmp_path / "empty").mkdir()
     RunDir.create(tmp_path / "empty", **MADE)
+
+
+def test_of_two_processes_that_found_a_place_free_one_gets_it(tmp_path, monkeypatch):
+    first = RunDir.create(tmp_path / "run", **MADE)
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))  # what the slower one saw when it looked
+    with pytest.raises(RunError, match="never overwritten"):
+        RunDir.create(tmp_path / "run", **{**MADE, "recipe": "steps: 9\n"})
+    assert first.recipe.read_text() == MADE["recipe"]
+
+
+def test_default_names_do_not_rely_on_looking_first(tmp_path, monkeypatch):
+    first = RunDir.create(**MADE, root=tmp_path)
+    monkeypatch.setattr("coterie.observe.run_dir.datetime", SameSecond)
+    names = [RunDir.create(**MADE, root=tmp_path).path.name for _ in range(2)]
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    names += [RunDir.create(**MADE, root=tmp_path).path.name]
+    assert names == ["sort-grpo+kl-20260102-030405", *(f"sort-grpo+kl-20260102-030405-{n}" for n in (2, 3))]
+    assert first.recipe.is_file()
+
+
+class SameSecond(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):

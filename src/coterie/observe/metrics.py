@@ -22,8 +22,14 @@ class MetricsLog:
         self.path = Path(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row. NaN and infinity become null. Raises RunError when the disk does not take it."""
-        line = json.dumps({k: _plain(v) for k, v in row.items()}, allow_nan=False)
+        """Add a row. Raises RunError when the disk does not take it.
+
+        NaN and infinity become null; `metrics/nonfinite` says how many of the row's numbers were, where any was.
+        """
+        plain = {k: v.item() if hasattr(v, "item") else v for k, v in row.items()}
+        if bad := nonfinite(plain):
+            plain |= dict.fromkeys(bad) | {"metrics/nonfinite": len(bad)}
+        line = json.dumps(plain, allow_nan=False)
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -66,8 +72,6 @@ class MetricsLog:
         return out
 
 
-def _plain(value: Any) -> Any:
-    """A JSON value: numbers of NumPy and PyTorch become Python's, and what JSON cannot say becomes null."""
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def nonfinite(row: Mapping[str, Any]) -> list[str]:
+    """Names of the metrics that are NaN or infinite."""
+    return [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]

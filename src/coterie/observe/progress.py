@@ -16,6 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from coterie.observe.metrics import nonfinite
+
 Format = Callable[[float], str]
 
 
@@ -103,6 +105,8 @@ def sparkline(values: list[float]) -> str:
 def plain_line(step: int, total: int, metrics: Mapping[str, Any], eta: str) -> str:
     """One step as text, for logs."""
     parts = [f"{label} {value}" for row in ROWS for label, value in fields(metrics, row)]
+    if bad := nonfinite(metrics):
+        parts.append(f"not finite {', '.join(bad)}")
     return "  ".join([f"step {step}/{total}", *parts, *([f"ETA {eta}"] if eta else [])])
 
 
@@ -122,7 +126,9 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._since = time.monotonic()
-        if not self.quiet and self.console.is_terminal and "NO_COLOR" not in os.environ:
+        # a dumb terminal (TERM=dumb: editors, some job consoles) cannot redraw: a panel would stay invisible on it
+        redraws = self.console.is_terminal and not self.console.is_dumb_terminal
+        if not self.quiet and redraws and "NO_COLOR" not in os.environ:
             self._live = Live(get_renderable=self._panel, console=self.console, refresh_per_second=4)
             self._live.start()
         return self
@@ -179,6 +185,8 @@ class Progress:
             shown = [self._field(label, value) for label, value in fields(self.metrics, row)]
             if shown:
                 body.add_row(Text(row, style="dim"), Text("   ").join([*shown, *self._trend(row)]))
+        if bad := nonfinite(self.metrics):
+            body.add_row(Text("not finite", style="dim"), Text(", ".join(bad), style="bold red"))
         if split := time_split(self.metrics):
             body.add_row(Text("time", style="dim"), Text("   ".join(f"{k} {100 * v:.0f}%" for k, v in split.items())))
         parts: list[RenderableType] = [head, body]

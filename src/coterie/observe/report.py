@@ -101,18 +101,29 @@ def _evaluations(rows: Rows) -> str:
     known = [r for r in rows if any(k.startswith("eval/") for k in r)]
     if not known:
         return ""
-    names = list(dict.fromkeys(k for r in known for k in r if k.startswith("eval/")))
+    found = dict.fromkeys(k for r in known for k in r if k.startswith("eval/"))
+    names = [n for n in found if n.removesuffix("_low").removesuffix("_high") not in found or not _is_end(n)]
     head = "".join(f"<th>{escape(n.removeprefix('eval/').replace('_', ' '))}</th>" for n in ["step", *names])
     body = "".join(
-        f"<tr><td>{row['step']}</td>" + "".join(f"<td>{_cell(row.get(n), n)}</td>" for n in names) + "</tr>"
+        f"<tr><td>{row['step']}</td>" + "".join(f"<td>{_cell(row, n)}</td>" for n in names) + "</tr>"
         for row in known
     )
-    return _section("Held-out evaluations", f"<div class=wide><table><tr>{head}</tr>{body}</table></div>")
+    hint = "<p class=hint>In brackets: the 95% interval over problems.</p>"
+    return _section("Held-out evaluations", f"{hint}<div class=wide><table><tr>{head}</tr>{body}</table></div>")
 
 
-def _cell(value: Any, name: str) -> str:
-    if not isinstance(value, int | float):
-        return ""
+def _is_end(name: str) -> bool:
+    return name.endswith(("_low", "_high"))
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    """A value, and its interval where the row has one."""
+    numbers = [row.get(name + end) for end in ("", "_low", "_high")]
+    value, low, high = (_amount(n, name) if isinstance(n, int | float) else "" for n in numbers)
+    return f"{value} <small>({low}–{high})</small>" if value and low and high else value
+
+
+def _amount(value: float, name: str) -> str:
     return f"{value:.1f}" if name == "eval/length" else f"{100 * value:.1f}%"
 
 
@@ -170,6 +181,7 @@ h1 { margin: 0; font-size: 1.9rem } h2 { margin: 2.4rem 0 .7rem; font-size: 1.25
 .curves { width: 100%; margin-top: 1.4rem; border-radius: 8px; border: 1px solid var(--line); background: #fff }
 pre { margin: 0; padding: .9rem 1rem; overflow-x: auto; background: var(--soft); border: 1px solid var(--line);
   border-radius: 8px; font: 13px/1.45 ui-monospace, monospace }
+small { color: var(--faint) }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }

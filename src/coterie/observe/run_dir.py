@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -57,22 +58,13 @@ class RunDir:
 
         Raises RunError when the path is taken by anything but an empty folder: a run is never overwritten.
         """
-        place = Path(path) if path is not None else _free_name(Path(root), task, method)
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        run = cls(Path(path)) if path is not None else cls._named(Path(root), task, method)
+        if not run._claim():
             hint = "name another directory, or remove this one"
-            if (place / "recipe.yaml").exists():
-                hint = f"`coterie resume {place}` goes on with it; name another directory for a new run"
-            raise RunError("already exists and is not empty; a run is never overwritten", where=str(place), hint=hint)
-        run = cls(place)
-        try:
-            run.rollouts.mkdir(parents=True, exist_ok=True)
-            run.checkpoints.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"the run directory could not be made: {error.strerror}",
-                where=str(place),
-                hint="choose a directory you may write to, on a disk with free space",
-            ) from error
+            if run.recipe.exists():
+                hint = f"`coterie resume {run.path}` goes on with it; name another directory for a new run"
+            message = "already exists and is not empty; a run is never overwritten"
+            raise RunError(message, where=str(run.path), hint=hint)
         with replacing(run.recipe, "the recipe") as temporary:
             temporary.write_text(recipe, encoding="utf-8")
         with replacing(run.manifest, "the manifest") as temporary:
@@ -90,6 +82,36 @@ class RunDir:
             hint = f"runs beside it: {runs}" if known else "name the folder that holds recipe.yaml"
             raise RunError("is not a run directory: it has no recipe.yaml", where=str(run.path), hint=hint)
         return run
+
+    @classmethod
+    def _named(cls, root: Path, task: str, method: str) -> RunDir:
+        """A new folder ROOT/TASK-METHOD-TIME, numbered when runs start in the same second."""
+        parts = [re.sub(r"[^A-Za-z0-9._+]+", "-", part).strip("-.") for part in (task, method)]
+        name = "-".join([*(p for p in parts if p), datetime.now().strftime("%Y%m%d-%H%M%S")])
+        for number in itertools.count(1):
+            place = root / (name if number == 1 else f"{name}-{number}")
+            with _making(place):
+                try:
+                    place.mkdir(parents=True)
+                except FileExistsError:
+                    continue
+            return cls(place)
+        raise AssertionError("unreachable: the numbers do not end")
+
+    def _claim(self) -> bool:
+        """Make the folders. False when something is there already, or another process was faster.
+
+        Making `rollouts` is what decides: the system lets exactly one process do it.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            return False
+        with _making(self.path):
+            try:
+                self.rollouts.mkdir(parents=True)
+            except FileExistsError:
+                return False
+            self.checkpoints.mkdir()
+        return True
 
     def rewrite_recipe(self, text: str) -> None:
         """Replace the recipe of a run that is being extended."""
@@ -179,11 +201,14 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _free_name(root: Path, task: str, method: str) -> Path:
-    """ROOT/TASK-METHOD-TIME, numbered when two runs start in one second."""
-    parts = [re.sub(r"[^A-Za-z0-9._+]+", "-", part).strip("-.") for part in (task, method)]
-    name = "-".join([*(p for p in parts if p), datetime.now().strftime("%Y%m%d-%H%M%S")])
-    place, number = root / name, 2
-    while place.exists():
-        place, number = root / f"{name}-{number}", number + 1
-    return place
+@contextmanager
+def _making(place: Path) -> Iterator[None]:
+    """Turn a folder that cannot be made into a RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the run directory could not be made: {error.strerror}",
+            where=str(place),
+            hint="choose a directory you may write to, on a disk with free space",
+        ) from error
