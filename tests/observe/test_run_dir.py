@@ -93,6 +93,12 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
         RunDir.create(tmp_path / "file" / "run", **MADE)
 
 
+def test_a_root_that_points_nowhere_is_said(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(RunError, match="could not be made: File exists"):
+        RunDir.create(**MADE, root=tmp_path / "runs")
+
+
 def test_opening_what_is_no_run_names_the_runs_beside_it(tmp_path):
     RunDir.create(tmp_path / "real", **MADE)
     with pytest.raises(RunError, match=r"no recipe\.yaml\n.*real"):

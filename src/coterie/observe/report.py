@@ -102,18 +102,13 @@ def _evaluations(rows: Rows) -> str:
     if not known:
         return ""
     found = dict.fromkeys(k for r in known for k in r if k.startswith("eval/"))
-    names = [n for n in found if n.removesuffix("_low").removesuffix("_high") not in found or not _is_end(n)]
+    names = [n for n in found if not n.endswith(("_low", "_high"))]
     head = "".join(f"<th>{escape(n.removeprefix('eval/').replace('_', ' '))}</th>" for n in ["step", *names])
     body = "".join(
-        f"<tr><td>{row['step']}</td>" + "".join(f"<td>{_cell(row, n)}</td>" for n in names) + "</tr>"
-        for row in known
+        f"<tr><td>{row['step']}</td>" + "".join(f"<td>{_cell(row, n)}</td>" for n in names) + "</tr>" for row in known
     )
     hint = "<p class=hint>In brackets: the 95% interval over problems.</p>"
     return _section("Held-out evaluations", f"{hint}<div class=wide><table><tr>{head}</tr>{body}</table></div>")
-
-
-def _is_end(name: str) -> bool:
-    return name.endswith(("_low", "_high"))
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:

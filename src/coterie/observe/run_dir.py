@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -88,15 +87,16 @@ class RunDir:
         """A new folder ROOT/TASK-METHOD-TIME, numbered when runs start in the same second."""
         parts = [re.sub(r"[^A-Za-z0-9._+]+", "-", part).strip("-.") for part in (task, method)]
         name = "-".join([*(p for p in parts if p), datetime.now().strftime("%Y%m%d-%H%M%S")])
-        for number in itertools.count(1):
-            place = root / (name if number == 1 else f"{name}-{number}")
-            with _making(place):
+        place, number = root / name, 1
+        with _making(place):
+            root.mkdir(parents=True, exist_ok=True)
+            while True:
                 try:
-                    place.mkdir(parents=True)
+                    place.mkdir()
+                    return cls(place)
                 except FileExistsError:
-                    continue
-            return cls(place)
-        raise AssertionError("unreachable: the numbers do not end")
+                    number += 1
+                    place = root / f"{name}-{number}"
 
     def _claim(self) -> bool:
         """Make the folders. False when something is there already, or another process was faster.
