@@ -18,7 +18,7 @@ from coterie.pieces import BoundPiece
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.reference import Reference
-from coterie.policies.tiny import TinySpec
+from coterie.policies.tiny import CHARACTERS, TinySpec
 from coterie.recipe import Recipe
 from coterie.rewards.functions import rewards_of
 from coterie.rewards.runner import RewardRunner
@@ -178,7 +178,7 @@ def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Mo
     tree: dict[str, Any] = {"name": written} if isinstance(written, str) else dict(written)
     tree.setdefault("seed", stream(recipe.settings.seed, "model"))
     if "init" in tree:
-        tree["init"] = {**({"vocabulary": task.vocabulary} if task.vocabulary else {}), **(tree["init"] or {})}
+        tree["init"] = {"vocabulary": task.vocabulary or _characters(task), **(tree["init"] or {})}
     if checkpoint is not None and not tree.get("lora"):
         tree.pop("init", None)
         tree["name"] = str(checkpoint / "policy")
@@ -199,3 +199,16 @@ def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Mo
             f"unknown key '{key}'" if unknown else f"{key}: {problem['msg'].lower()}",
             hint=did_you_mean(str(problem["loc"][-1]), known) if unknown else None,
         ) from None
+
+
+def _characters(task: Task) -> str:
+    """Every character a task's prompts and answers are written in, beside the usual ones."""
+    found = set(CHARACTERS)
+    for source in (task.train, task.held_out):
+        for i in range(len(source)):
+            row = source[i]
+            prompt = row["prompt"]
+            texts = [prompt] if isinstance(prompt, str) else [str(m["content"]) for m in prompt]
+            for text in (*texts, task.reference(row) if task.reference else ""):
+                found.update(text)
+    return "".join(sorted(found))
