@@ -350,3 +350,13 @@ def test_objectives_that_say_so_are_zero_without_an_advantage(piece: Piece) -> N
     (gradient,) = torch.autograd.grad(value.sum(), logp, allow_unused=True)
     silent = not value.any() and (gradient is None or not gradient.any())
     assert silent == piece.zero_without_advantage
+
+
+@of("baseline", "modifier", "ratio")
+def test_a_declared_shape_is_the_shape(piece: Piece) -> None:
+    """Recipes are refused on the strength of it, before anything is loaded."""
+    result = run(piece, tables("random"))
+    if piece.shape is not None:
+        assert result.dim() == len(piece.shape.split())
+    elif piece.kind == "baseline":
+        assert result.dim() == 1, "a baseline that returns an advantage a decision says shape='B T'"

@@ -92,6 +92,7 @@ class Piece:
     paper: str | None
     writes: str | None
     stateful: bool
+    shape: str | None
     whole_groups: bool
     min_group: int
     zero_without_advantage: bool
@@ -210,6 +211,7 @@ def register(
     *,
     paper: str | None = None,
     writes: str | None = None,
+    shape: str | None = None,
     whole_groups: bool = False,
     min_group: int = 1,
     zero_without_advantage: bool = False,
@@ -237,7 +239,7 @@ def register(
     name = slug or obj.__module__.rsplit(".", 1)[-1] if stateful else slug or obj.__name__
     piece = Piece(
         kind, name.replace("_", "-") if kind == "task" else name, obj, tuple(required), tuple(optional), settings,
-        paper, writes or KINDS[kind][1], stateful, whole_groups, min_group, zero_without_advantage, doc,
+        paper, writes or KINDS[kind][1], stateful, shape, whole_groups, min_group, zero_without_advantage, doc,
         doc.split("\n")[0], obj.__module__,
     )  # fmt: skip
     key = (kind, piece.slug)
@@ -269,19 +271,21 @@ def _decorator(kind: str) -> Callable[..., Callable[[Any], Any]]:
         *,
         paper: str | None = None,
         writes: str | None = None,
+        shape: str | None = None,
         whole_groups: bool = False,
         min_group: int = 1,
         zero_without_advantage: bool = False,
         slug: str | None = None,
     ) -> Callable[[Any], Any]:
-        """`paper`: arXiv id. `writes`: column it returns, where not its kind's. `whole_groups`: never split a group.
+        """`paper`: arXiv id. `writes`: column it returns, where not its kind's. `shape`: "B" or "B T", where it always
+        returns that. `whole_groups`: never split a group.
         `min_group`: the smallest group it can learn from.
 
         `zero_without_advantage`: an objective whose value and gradient are 0 where the advantage is, so that groups
         without a signal need not be run through the model.
         """
         return lambda obj: register(
-            kind, obj, paper=paper, writes=writes, whole_groups=whole_groups, min_group=min_group,
+            kind, obj, paper=paper, writes=writes, shape=shape, whole_groups=whole_groups, min_group=min_group,
             zero_without_advantage=zero_without_advantage, slug=slug,
         )  # fmt: skip
 

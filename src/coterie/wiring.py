@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from coterie.columns import COLUMNS
@@ -9,25 +10,14 @@ from coterie.errors import RecipeError
 from coterie.pieces import BoundPiece
 from coterie.recipe import Recipe
 
-PROVIDED_BY = {
-    "draw": "the draw stage",
-    "roll out": "the roll-out stage, captured while sampling",
-    "score": "the score stage",
-    "credit": "the credit stage",
-    "select": "the select stage",
-    "update": "the recipe's objective.ratio",
-    "loop": "the loop",
-    "policy": "a forward pass of the policy",
-    "reference": "a reference policy (one more forward pass without gradient)",
-    "environment": "an agent environment",
-}
 COST = {
     "policy": "forward",
     "reference": "weights in memory + forward",
     "roll out": "free",
     "environment": "environment",
 }
-PRODUCED_IN = {"credit": "credit", "select": "selection", "update": "objective"}
+MADE_IN = {"credit": "credit", "select": "selection.weights", "update": "objective"}
+"""Provider -> the slots in which its columns appear."""
 _ORDER = ["rewards", "selection.filters", "credit", "selection.weights", "objective"]
 
 
@@ -63,10 +53,27 @@ def uses(recipe: Recipe) -> list[Use]:
 
 
 def check(recipe: Recipe, *, has_verifier: bool | None = None, provides: frozenset[str] = frozenset()) -> None:
-    """Raise RecipeError when a piece reads a column nobody provides, or one that is only made after it runs.
+    """Raise RecipeError for a recipe that could not run: a column nobody provides or that is made too late, a group too
+    small, an objective that is missing or whose shapes do not fit. Warn of two normalisations in a row.
 
     `provides`: columns of environments and strategies in use. `has_verifier`: whether the task fills `correct`.
     """
+    _check_providers(recipe, has_verifier, provides)
+    for slot, bound in recipe.all_bound():
+        _check_order(slot, bound)
+        if recipe.settings.rollout.group_size < bound.piece.min_group:
+            raise RecipeError(
+                f"{slot}={bound.piece.slug} compares the rollouts of one prompt, and rollout.group_size is "
+                f"{recipe.settings.rollout.group_size}",
+                hint="rollout.group_size=8, or a baseline over the batch: credit.baseline=whitened_return",
+            )
+    _check_objective(recipe)
+    whiteners = [f"{slot}={b.piece.slug}" for slot, b in recipe.all_bound() if slot.startswith("credit") and whitens(b)]
+    if len(whiteners) > 1:
+        warnings.warn(f"two pieces normalise the advantage, one after the other: {', '.join(whiteners)}", stacklevel=2)
+
+
+def _check_providers(recipe: Recipe, has_verifier: bool | None, provides: frozenset[str]) -> None:
     for use in uses(recipe):
         if not use.consumers:
             continue
@@ -80,42 +87,32 @@ def check(recipe: Recipe, *, has_verifier: bool | None = None, provides: frozens
                 f"{use.consumers[0]} reads column 'correct', and the task has no verifier",
                 hint="give the task a verifier, or choose a piece that reads rewards",
             )
-    for slot, bound in recipe.all_bound():
-        for column in bound.piece.required:
-            stage = PRODUCED_IN.get(COLUMNS[column].provider)
-            if stage is None:
-                continue
-            here = next(i for i, name in enumerate(_ORDER) if slot.startswith(name))
-            made = next(i for i, name in enumerate(_ORDER) if stage.startswith(name) or name.startswith(stage))
-            if column == "weights":
-                made = _ORDER.index("selection.weights")
-            if here < made:
-                raise RecipeError(
-                    f"{slot}={bound.piece.slug} reads column '{column}' before the {stage} stage makes it"
-                )
-    for slot, bound in recipe.all_bound():
-        if recipe.settings.rollout.group_size < bound.piece.min_group:
-            raise RecipeError(
-                f"{slot}={bound.piece.slug} compares the rollouts of one prompt, and rollout.group_size is "
-                f"{recipe.settings.rollout.group_size}",
-                hint="rollout.group_size=8, or a baseline over the batch: credit.baseline=whitened_return",
-            )
-    if "objective.loss" not in recipe.single and "objective.trust_region" not in recipe.single:
-        raise RecipeError("the recipe has no objective", hint="objective.trust_region=ppo_clip, or objective.loss=…")
-    ratio = recipe.single.get("objective.ratio")
-    whiteners = [f"{s}={b.piece.slug}" for s, b in recipe.all_bound() if s.startswith("credit") and whitens(b)]
-    if len(whiteners) > 1:
-        import warnings
 
-        warnings.warn(f"two pieces normalise the advantage, one after the other: {', '.join(whiteners)}", stacklevel=2)
-    if ratio is not None and ratio.piece.slug == "sequence":
-        for slot, bound in recipe.all_bound():
-            if slot == "credit.baseline" and bound.piece.slug == "whitened_return":
-                raise RecipeError(
-                    "objective.ratio=sequence has one ratio a rollout, and credit.baseline=whitened_return gives an "
-                    "advantage a decision",
-                    hint="objective.ratio=sequence_token",
-                )
+
+def _check_order(slot: str, bound: BoundPiece) -> None:
+    """A column is read in the stage that makes it, or after."""
+    here = next(i for i, stage in enumerate(_ORDER) if slot.startswith(stage))
+    for column in bound.piece.required:
+        stage = MADE_IN.get(COLUMNS[column].provider)
+        if stage is not None and here < _ORDER.index(stage):
+            raise RecipeError(
+                f"{slot}={bound.piece.slug} reads column '{column}' before the {stage.split('.')[0]} stage makes it"
+            )
+
+
+def _check_objective(recipe: Recipe) -> None:
+    single = recipe.single
+    if "objective.loss" not in single and "objective.trust_region" not in single:
+        raise RecipeError("the recipe has no objective", hint="objective.trust_region=ppo_clip, or objective.loss=…")
+    ratio = single.get("objective.ratio")
+    credit = [single["credit.baseline"], *recipe.chain["credit.modifiers"]]
+    by_decision = [b.piece.slug for b in credit if b.piece.shape == "B T"]
+    if ratio is not None and ratio.piece.shape == "B" and by_decision:
+        raise RecipeError(
+            f"objective.ratio={ratio.piece.slug} has one ratio a rollout, and {by_decision[0]} gives an advantage a "
+            "decision",
+            hint="objective.ratio=sequence_token",
+        )
 
 
 def whitens(bound: BoundPiece) -> bool:

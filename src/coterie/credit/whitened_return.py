@@ -7,7 +7,7 @@ from coterie.pieces import credit
 from coterie.reductions import group_is_constant, group_mean
 
 
-@credit(paper="arXiv:2501.03262")
+@credit(paper="arXiv:2501.03262", shape="B T")
 def whitened_return(
     token_rewards: Tensor,
     mask: Tensor,
