@@ -95,7 +95,7 @@ def test_damaged_checkpoints_are_passed_over_and_set_aside(tmp_path, damage):
     (tmp_path / "step-notes.txt").write_text("mine")
     assert store.latest() == good
     assert store.ignored == [torn]
-    store.clean()
+    assert store.clean() == [tmp_path / "damaged-step-000002"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged-step-000002", "step-000001", "step-notes.txt"]
     assert store.ignored == [torn]
     assert store.latest() == good

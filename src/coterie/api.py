@@ -85,7 +85,7 @@ def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None) -
         recipe = resolve(file=directory.recipe, overrides=[] if steps is None else [f"steps={steps}"])
         use_threads(recipe)
         store = CheckpointStore(directory.checkpoints, keep=recipe.settings.checkpoint.keep)
-        store.clean()
+        damaged = store.clean()
         latest = store.latest()
         run = build(recipe, latest)
         if run.step >= recipe.settings.steps:
@@ -96,6 +96,7 @@ def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None) -
             )
         if steps is not None:
             directory.rewrite_recipe(recipe.to_yaml())
+        run.notes += [f"checkpoint {folder.name} is damaged and was set aside" for folder in damaged]
         MetricsLog(directory.metrics).truncate_after(run.step if latest is not None else -1)
         return _drive(directory, run, quiet)
 

@@ -58,12 +58,13 @@ class CheckpointStore:
             self.ignored.append(folder)
         return None
 
-    def clean(self) -> None:
+    def clean(self) -> list[Path]:
         """Remove what an interrupted save left behind. For the process that holds the run's lock.
 
         Saving and pruning never leave a partial folder under a checkpoint's name, so one that is not complete was
         damaged or edited later. It may be all that is left of a run: it is set aside as `damaged-step-000040`, never
-        deleted. Raises RunError, and moves nothing, when there is no complete one to go on from.
+        deleted; the answer names these folders. Raises RunError, and moves nothing, when there is no complete one to
+        go on from.
         """
         for folder in self.directory.glob(".tmp-step-*"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -74,8 +75,7 @@ class CheckpointStore:
                 where=str(self.directory),
                 hint="put its files back as they were, or remove the folder to start the run over",
             )
-        for folder in damaged:
-            folder.rename(_free(folder.with_name(f"damaged-{folder.name}")))
+        return [folder.rename(_free(folder.with_name(f"damaged-{folder.name}"))) for folder in damaged]
 
     def _folders(self) -> list[Path]:
         """Newest first. A `.old` is what a save of the same step was replacing when it stopped."""

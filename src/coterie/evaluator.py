@@ -28,7 +28,8 @@ def evaluate(policy: CausalLM, task: Task, settings: Settings) -> dict[str, floa
     rollouts = complete(policy, rows, sampling, spec.samples, settings.seed, "eval")
     k = spec.samples
     correct = verdicts(task, rollouts).view(len(rows), k)
-    answers = [rollouts.texts[i * k : (i + 1) * k] for i in range(len(rows))]
+    given = [task.answer(text) for text in rollouts.texts] if task.answer is not None else rollouts.texts
+    answers = [given[i * k : (i + 1) * k] for i in range(len(rows))]
     out = summarise(
         correct.numpy(),
         rollouts["lengths"].cpu().view(len(rows), k).numpy(),

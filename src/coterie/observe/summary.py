@@ -20,7 +20,8 @@ def describe(seen: Rollouts | None, batch: Rollouts | None) -> dict[str, float]:
         out["reward/std"] = float(rewards.std(correction=0))
         for name, value in seen.columns["components"].items():  # type: ignore[union-attr]
             known = value[~value.isnan()]
-            out[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
+            if len(known):
+                out[f"reward/{name}"] = float(known.mean())
         if "correct" in seen:
             out["accuracy"] = float(seen["correct"].float().mean())
         out["groups/dead_share"] = _share_of_groups(group_is_constant(rewards, groups), groups)

@@ -42,8 +42,8 @@ class WeightedReward:
 class Verdict:
     """A verifier with its settings and the column its reference answer is in. Called with (completion, row).
 
-    A verifier that has an attribute `may_hang` runs where it can be killed; one with an attribute `prepare` has that
-    called when it arrives in its process, before the clock starts (slow imports).
+    Attributes that a verifier may have: `may_hang`, it runs where it can be killed; `prepare()`, called when it arrives
+    in its process, before the clock starts (slow imports); `answer(completion) -> str`, what majority votes compare.
     """
 
     def __init__(self, verifier: Callable[..., Any], answer: str, settings: Mapping[str, Any]) -> None:

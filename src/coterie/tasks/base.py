@@ -27,6 +27,8 @@ class Task:
     verdict: str | None = None
     reference: Callable[[Row], str] | None = None
     corrupt: Callable[[Row, int], str] | None = None
+    answer: Callable[[str], str] | None = None
+    """The final answer in a completion, by which majority votes are counted; by default the whole text."""
     vocabulary: str | None = None
     notes: list[str] = field(default_factory=list)
     """What happened to the data on the way in, for example rows dropped because they were held out too."""

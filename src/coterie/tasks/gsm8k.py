@@ -51,6 +51,7 @@ def gsm8k(
         "gsm8k", kept[:limit], held, verify=verify, verdict="correct",
         rewards=[WeightedReward(verify, "correct", per_sample=True)],
         reference=lambda row: row["solution"], corrupt=_corrupt, notes=notes,
+        answer=lambda text: str(final_answer(text)),
     )  # fmt: skip
 
 

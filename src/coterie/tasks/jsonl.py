@@ -49,6 +49,7 @@ def jsonl(
         _check_answers(train, answer, path)
         _check_answers(held, answer, held_out if isinstance(held_out, str) else path)
         out.rewards, out.verdict, out.verify = [reward], reward.name, _verdict_of(reward)
+        out.answer = getattr(reward.fn.verifier, "answer", None)  # type: ignore[attr-defined]
         if not _is_pattern(reward):
             answers = list(dict.fromkeys(str(r[answer]) for r in (*train, *held)))
             places = {text: i for i, text in enumerate(answers)}

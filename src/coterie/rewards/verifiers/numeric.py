@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from coterie.errors import RewardError
 from coterie.pieces import verifier
 from coterie.rewards.numbers import boxed, last_number, parse_number
+
+
+def answer_in(completion: str) -> Fraction | None:
+    r"""The number a completion answers with: in \boxed{…} where there is one, else its last number."""
+    inside = boxed(completion)
+    got = parse_number(inside) if inside is not None else None
+    return last_number(completion) if got is None else got
 
 
 @verifier()
@@ -20,7 +29,8 @@ def numeric(completion: str, reference: str, *, tolerance: float = 0.0) -> bool:
         raise RewardError(
             f"the reference {reference!r} is not a number", hint="use another verifier: exact, math_verify"
         )
-    inside = boxed(completion)
-    got = parse_number(inside) if inside is not None else None
-    got = last_number(completion) if got is None else got
+    got = answer_in(completion)
     return got is not None and abs(got - want) <= tolerance * max(1.0, float(abs(want)))
+
+
+numeric.answer = lambda completion: str(answer_in(completion))
