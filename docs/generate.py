@@ -26,8 +26,8 @@ from coterie.columns import COLUMNS
 from coterie.layers import leaves
 from coterie.methods import Method
 from coterie.pieces import TABLE_KINDS, Piece
-from coterie.recipe import CHAIN, OPAQUE, SINGLE
-from coterie.sections import DEFAULTS, Settings
+from coterie.recipe import CHAIN, SINGLE
+from coterie.sections import DEFAULTS, LEAVES, Settings
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "bench" / "results" / "methods"
@@ -112,7 +112,7 @@ def method_page(method: Method) -> str:
     name = method.slug if is_whole(method) else f"grpo+{method.slug}"
     composition = [
         [f"`{'.'.join(path)}`", ", ".join(described(".".join(path), value))]
-        for path, value in leaves(method.layer.tree, OPAQUE)
+        for path, value in leaves(method.layer.tree, LEAVES)
     ]
     symbols = "\n".join(f"- `{k}`: {escape(v)}" for k, v in method.symbols.items())
     logged = "\n".join(f"- `{k}`: {escape(v)}" for k, v in method.metrics.items()) or "It records none of its own."

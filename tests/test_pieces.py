@@ -320,7 +320,7 @@ class TestFinding:
         file = tmp_path / "broken.py"
         file.write_text(MINE + "\nraise ValueError('mine')\n")
         for _ in range(2):
-            with pytest.raises(ValueError, match="mine"):
+            with pytest.raises(RecipeError, match=r"broken\.py:\d+: importing it raised ValueError: mine"):
                 pieces.load_file(str(file))
 
     def test_all_pieces_is_sorted_and_filtered(self) -> None:

@@ -133,3 +133,70 @@ def test_a_column_read_before_it_is_made_is_refused(tmp_path: Path) -> None:
     recipe = made(None, f"selection.filters=['{tmp_path}/early.py:early']")
     with pytest.raises(RecipeError, match="'advantages' before the credit stage makes it"):
         wiring.check(recipe)
+
+
+def test_settings_in_a_mapping_may_name_a_piece_and_its_settings() -> None:
+    """As `coterie.train(task="sort", **{"task.digits": 3})` does: the later key goes on top, in the order written."""
+    recipe = resolve(values={
+        "task": "sort", "task.digits": 3, "credit": {"baseline": "group_norm"}, "credit.baseline.scale": "none",
+        "rollout": {"top_k": 4}, "rollout.top_p": 0.5, "steps": 3,
+    })  # fmt: skip
+    assert settings(recipe, "task")["digits"] == 3 and settings(recipe, "credit.baseline")["scale"] == "none"
+    assert (recipe.settings.rollout.top_k, recipe.settings.rollout.top_p, recipe.settings.steps) == (4, 0.5, 3)
+
+
+@pytest.mark.parametrize("first", ["0.7", "{from: 1, to: 0.5, over: 4}"])
+@pytest.mark.parametrize("second", ["0.9", "{from: 2, to: 1, over: 8, shape: cosine}"])
+def test_a_number_and_a_schedule_replace_each_other(first: str, second: str, tmp_path: Path) -> None:
+    recipe = made(None, f"rollout.temperature={second}", text=f"rollout: {{temperature: {first}}}\n", tmp=tmp_path)
+    assert recipe.to_yaml() == made(None, f"rollout.temperature={second}").to_yaml()
+
+
+def test_a_section_with_nothing_in_it_says_nothing(tmp_path: Path) -> None:
+    text = "rollout:\nupdate: {}\nobjective:\n  terms:\nrewards:\n  weights:\n"
+    recipe = made(None, "rollout.group_size=4", text=text, tmp=tmp_path)
+    assert recipe.to_yaml() == made(None, "rollout.group_size=4").to_yaml()
+    with pytest.raises(RecipeError, match=r"recipe.yaml:1: unknown key 'rolout'(.|\n)*did you mean 'rollout'"):
+        made(None, text="rolout: {}\n", tmp=tmp_path)
+
+
+@pytest.mark.parametrize("written", ["mine.py:f", "[mine.py:f]", "{fn: mine.py:f, weight: 2}", "[{fn: mine.py:f}]"])
+def test_one_reward_function_needs_no_list(written: str) -> None:
+    (function,) = made(None, f"rewards.functions={written}").functions
+    assert (function["fn"] if isinstance(function, dict) else function) == "mine.py:f"
+
+
+def test_one_reward_function_from_python_needs_no_list_either() -> None:
+    assert resolve(overrides=["task=sort"], functions=len).functions == [len]  # type: ignore[arg-type]
+
+
+def test_weights_of_rewards_add_up_over_the_layers(tmp_path: Path) -> None:
+    recipe = made(None, "rewards.weights.b=3", text="rewards: {weights: {a: 1, b: 2}}\n", tmp=tmp_path)
+    assert recipe.settings.rewards.weights == {"a": 1.0, "b": 3.0}
+
+
+def test_whole_numbers_stay_whole_on_a_schedule() -> None:
+    recipe = made("dapo", "selection.filters.dynamic_sampling.max_rounds={from: 1, to: 4, over: 10}",
+                  "credit.baseline.eps={from: 0, to: 1, over: 10}")  # fmt: skip
+    (dynamic,) = recipe.chain["selection.filters"]
+    rounds = [dynamic.at(step)["max_rounds"] for step in range(12)]
+    assert rounds == sorted(rounds) and set(rounds) == {1, 2, 3, 4} and all(isinstance(r, int) for r in rounds)
+    assert recipe.single["credit.baseline"].at(5)["eps"] == 0.5
+
+
+def test_the_line_of_a_wrong_value_in_a_chain_is_named(tmp_path: Path) -> None:
+    text = "objective:\n  terms:\n    - entropy_bonus\n    - kl:\n        coef: lots\n"
+    with pytest.raises(RecipeError, match=r"recipe.yaml:5 \(objective.terms\): 'coef' of term 'kl' expects float"):
+        made(None, text=text, tmp=tmp_path)
+
+
+def test_a_users_piece_in_a_chain_can_be_edited(tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(
+        "from coterie.pieces import credit\n@credit()\n"
+        "def times(advantages, rewards, *, factor: float = 2.0): return advantages * factor\n"
+    )
+    text = f"credit:\n  modifiers:\n    - {tmp_path}/twice.py:times\n"
+    recipe = made(None, f"credit.modifiers={{'{tmp_path}/twice.py:times': {{factor: 3}}}}", text=text, tmp=tmp_path)
+    assert [(b.piece.slug, b.settings) for b in recipe.chain["credit.modifiers"]] == [("times", {"factor": 3.0})]
+    again = resolve(values=__import__("yaml").safe_load(recipe.to_yaml()))
+    assert again.to_yaml() == recipe.to_yaml()

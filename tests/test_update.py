@@ -12,7 +12,7 @@ from torch import Tensor
 from coterie import loop
 from coterie.clock import Clock
 from coterie.collect import collect
-from coterie.errors import PolicyError
+from coterie.errors import PolicyError, RecipeError
 from coterie.recipe import resolve
 from coterie.rollouts import Rollouts
 from coterie.run import Run, build
@@ -182,3 +182,79 @@ def test_micro_batches_hold_every_row_once_and_keep_to_the_budget() -> None:
             assert len(part) == 1 or len(part) * (width + int(batch["lengths"][part].max())) <= 2 * budget
     for part in microbatches(batch, 1, whole_groups=True):
         assert len(batch["groups"][part].unique()) == 1 and len(part) == 6
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key", "want"),
+    [
+        ("optimizer.beta1={from: 0.9, to: 0.5, over: 2}", "betas", [(0.9, 0.999), (0.7, 0.999), (0.5, 0.999)]),
+        ("optimizer={sgd: {momentum: {from: 0, to: 0.8, over: 2}}}", "momentum", [0.0, 0.4, 0.8]),
+        ("optimizer.weight_decay={from: 0, to: 0.2, over: 2}", "weight_decay", [0.0, 0.1, 0.2]),
+    ],
+)
+def test_every_setting_of_the_optimizer_follows_its_schedule(optimizer: str, key: str, want: list[Any]) -> None:
+    run = make(optimizer)
+    for step, value in enumerate(want):
+        update(run, batch_of(run), step, Clock())
+        assert run.optimizer.param_groups[0][key] == pytest.approx(value)
+
+
+def test_a_schedule_that_leaves_what_the_optimizer_takes_is_refused() -> None:
+    run = make("optimizer.lr={from: 1e-3, to: -1e-3, over: 1}")
+    update(run, batch_of(run), 0, Clock())
+    with pytest.raises(RecipeError, match=r"optimizer=adamw, step 1: Invalid learning rate: -0.001"):
+        update(run, batch_of(run), 1, Clock())
+
+
+def test_the_first_mini_batch_is_on_policy_and_the_next_is_not() -> None:
+    run = make("update.minibatches=2", "optimizer.lr=1e-2", method="grpo+ppo-clip")
+    run.settings.update.epochs = 1
+    batch = batch_of(run)
+    gaps: list[float] = []
+    score = run.policy.score
+
+    def spy(rollouts: Rollouts, want: Any = ("logp",)) -> Any:
+        found = score(rollouts, want)
+        gaps.append(float((found["logp"].detach() - rollouts["logp_old"]).abs().max()))
+        return found
+
+    run.policy.score = spy  # type: ignore[method-assign]
+    update(run, batch, 0, Clock())
+    assert len(gaps) == 2 and gaps[0] < 1e-5 < 1e-4 < gaps[1]
+
+
+def test_nothing_with_weight_is_no_update() -> None:
+    run = make()
+    batch = batch_of(run)
+    before = {n: p.detach().clone() for n, p in run.policy.model.named_parameters()}
+    update(run, batch.with_columns(weights=torch.zeros_like(batch["rewards"])), 0, Clock())
+    assert run.metrics["update/optimizer_steps"] == 0 and run.policy.version == 0
+    assert all(torch.equal(before[n], p) for n, p in run.policy.model.named_parameters())
+
+
+def test_a_dropped_row_may_hold_anything() -> None:
+    """NaN in the columns of a rollout without weight reaches neither gradient nor metrics."""
+    run = make()
+    batch = batch_of(run)
+    keep = torch.arange(len(batch)) % 4 != 0
+    poison = torch.where(keep, 0.0, torch.nan)
+    poisoned = batch.with_columns(weights=keep.float(), logp_old=batch["logp_old"] + poison.unsqueeze(-1))
+    assert_same(gradients(run, poisoned), gradients(run, batch.rows(keep)))
+    assert all(v == v for v in run.metrics.values())
+
+
+def test_the_gradient_is_the_same_in_float64_to_the_last_digits() -> None:
+    """Cutting into micro-batches is a different order of the same sum, not an approximation."""
+    run = make("draw.prompts=6", method="dapo")
+    batch = batch_of(run)
+    run.policy.model.double()
+    run.settings.update.recompute_logp = True
+    batch = batch.with_columns(logp_old=batch["logp_old"].double(), advantages=batch["advantages"].double(),
+                               weights=batch["weights"].double())  # fmt: skip
+    whole = gradients(run, batch)
+    assert next(iter(whole.values())).dtype == torch.float64
+    for budget in (40, 1):
+        run.settings.update.tokens_per_microbatch = budget
+        cut = gradients(run, batch)
+        for name in whole:
+            torch.testing.assert_close(cut[name], whole[name], atol=1e-12, rtol=1e-9)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coterie.checkpoint import CheckpointStore
-from coterie.errors import CoterieError, RunError
+from coterie.errors import RunError
 from coterie.recipe import Recipe, resolve
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def _drive(directory: RunDir, run: Run, quiet: bool) -> Result:
         reporter = Reporter(directory, run, quiet=quiet)
         with reporter.running():
             loop(run, reporter)
-    except CoterieError as error:
-        directory.set_status("failed", run.step, str(error))
+    except Exception as error:
+        directory.set_status("failed", run.step, str(error) or type(error).__name__)
         raise
     except KeyboardInterrupt:
         directory.set_status("interrupted", run.step)

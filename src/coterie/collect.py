@@ -11,7 +11,6 @@ from torch import Tensor
 from coterie.clock import Clock
 from coterie.errors import RewardError, RunError
 from coterie.evaluator import verdicts
-from coterie.pieces import BoundPiece
 from coterie.rollouts import Rollouts, Sampling
 from coterie.run import Run
 from coterie.schedules import resolve
@@ -23,7 +22,7 @@ from coterie.wiring import wanted
 def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
     """A full batch of scored groups that pass the filters, drawing again where some do not. None: nothing passed."""
     filters = run.recipe.chain["selection.filters"]
-    rounds = max((int(f.settings.get("max_rounds", 1)) for f in filters), default=1)
+    rounds = max((f.at(step).get("max_rounds", 1) for f in filters), default=1)
     want = run.settings.draw.prompts
     kept: list[Rollouts] = []
     seen: list[Rollouts] = []
@@ -33,7 +32,7 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
         batch = shape(run, score(run, roll_out(run, step, round_, want - have, clock), clock), step, clock)
         seen.append(batch)
         drawn += len(batch.prompts)
-        passed = _apply_filters(filters, batch, step) if filters else batch
+        passed = _apply_filters(run, batch, step, clock) if filters else batch
         dropped += len(batch.prompts) - (len(passed.prompts) if passed is not None else 0)
         if passed is not None:
             kept.append(passed)
@@ -132,10 +131,11 @@ def shape(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> Rollouts:
     return rollouts
 
 
-def _apply_filters(filters: list[BoundPiece], batch: Rollouts, step: int) -> Rollouts | None:
+def _apply_filters(run: Run, batch: Rollouts, step: int, clock: Clock) -> Rollouts | None:
+    table = run.table(provide(run, batch, "selection.filters", step, clock), step)
     keep = torch.ones_like(batch["rewards"], dtype=torch.bool)
-    for piece in filters:
-        keep &= piece(batch.columns, step) > 0
+    for piece in run.recipe.chain["selection.filters"]:
+        keep &= piece(table, step) > 0
     return select_groups(batch, keep) if bool(keep.any()) else None
 
 

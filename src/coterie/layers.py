@@ -41,7 +41,10 @@ def read_yaml(text: str, origin: str) -> Layer:
             where=f"{origin}:{mark.line + 1}" if mark else origin,
         ) from None
     lines: dict[Path_, int] = {}
-    tree = _build(node, (), lines, origin) if node is not None else {}
+    try:
+        tree = _build(node, (), lines, origin) if node is not None else {}
+    except RecursionError:
+        raise RecipeError("an alias refers to itself", where=origin, hint="recipes are plain values") from None
     if not isinstance(tree, dict):
         raise RecipeError("a recipe is a mapping of sections", where=origin, hint="for example 'task: countdown'")
     return Layer(origin, tree, lines)
@@ -52,6 +55,8 @@ def read_yaml_file(path: Path) -> Layer:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}", hint="give the path of a recipe .yaml") from None
+    except UnicodeDecodeError:
+        raise RecipeError("not a text file", where=str(path), hint="give the path of a recipe .yaml") from None
     return read_yaml(text, str(path))
 
 
@@ -87,7 +92,7 @@ def read_override(text: str) -> Layer:
 
 
 def from_dotted(values: Mapping[str, Any], origin: str) -> Layer:
-    """{'rollout.group_size': 8, 'steps': 2} -> a layer. A key with `.py:` in it is one key."""
+    """{'rollout.group_size': 8, 'steps': 2} -> a layer."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
         node = tree
@@ -105,7 +110,7 @@ def leaves(tree: Mapping[str, Any], stop: frozenset[str], path: Path_ = ()) -> I
     """Every (path, value) below a tree; a path in `stop` (dotted) is a leaf whatever its value."""
     for key, value in tree.items():
         here = (*path, key)
-        if isinstance(value, Mapping) and ".".join(here) not in stop:
+        if isinstance(value, Mapping) and value and ".".join(here) not in stop:
             yield from leaves(value, stop, here)
         else:
             yield here, value

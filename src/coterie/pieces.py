@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from coterie import columns as vocabulary
-from coterie.errors import RecipeError, did_you_mean
+from coterie.errors import CoterieError, RecipeError, did_you_mean
 from coterie.schedules import Schedule, looks_like_schedule, resolve
 from coterie.streams import stream
 
@@ -48,6 +49,8 @@ KINDS: dict[str, tuple[str, str | None]] = {
     "optimizer": ("coterie.optim", None),
 }
 TABLE_KINDS = frozenset(k for k in KINDS if k not in {"curriculum", "strategy", "task", "verifier", "optimizer"})
+FIXED_KINDS = frozenset({"task", "verifier"})
+"""Kinds that are made once a run: their settings cannot move with the step."""
 _OUTPUT_SHAPES = ("B", "B T")
 
 
@@ -70,6 +73,12 @@ class Setting:
         if typing.get_origin(self.annotation) is typing.Literal:
             return " | ".join(str(a) for a in typing.get_args(self.annotation))
         return getattr(self.annotation, "__name__", None) or str(self.annotation).replace("typing.", "")
+
+    def at(self, value: Any, step: int) -> Any:
+        """A validated value at a step; a schedule of whole numbers is rounded."""
+        now = resolve(value, step)
+        whole = isinstance(value, Schedule) and float not in (typing.get_args(self.annotation) or (self.annotation,))
+        return round(now) if whole else now
 
     def validate(self, value: Any) -> Any:
         if isinstance(value, Schedule):
@@ -121,11 +130,18 @@ class Piece:
             try:
                 bound[name] = setting.validate(value)
             except ValidationError as error:
+                problem = error.errors()[0]
                 raise RecipeError(
                     f"'{name}' of {self.kind} '{self.slug}' expects {setting.type_text}, got {value!r}",
                     where=written.get(name, place),
-                    hint=f"{error.errors()[0]['msg'].lower()}",
+                    hint=": ".join([*map(str, problem["loc"]), problem["msg"].lower()]),
                 ) from None
+            if self.kind in FIXED_KINDS and isinstance(bound[name], Schedule):
+                raise RecipeError(
+                    f"'{name}' of {self.kind} '{self.slug}' is read once, so it takes no schedule",
+                    where=written.get(name, place),
+                    hint=f"give one {setting.type_text}",
+                )
         for name, setting in self.settings.items():
             if setting.required and name not in bound:
                 raise RecipeError(
@@ -145,7 +161,7 @@ class BoundPiece:
         self.instance: Any = piece.fn(**self.at(0)) if piece.stateful else None
 
     def at(self, step: int) -> dict[str, Any]:
-        return {name: resolve(value, step) for name, value in self.settings.items()}
+        return {name: self.piece.settings[name].at(value, step) for name, value in self.settings.items()}
 
     def __call__(self, table: Mapping[str, Any], step: int = 0) -> Any:
         """Run on a table of columns: required ones must be there, optional ones are passed when they are."""
@@ -334,29 +350,43 @@ def _discover_all() -> None:
             entry.load()
 
 
-def load_file(path: str) -> None:
-    """Import a user's Python file of pieces, named in a recipe or on the command line."""
+def load_file(path: str) -> str:
+    """Import a user's Python file of pieces, named in a recipe or on the command line; the name of its module."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise RecipeError(f"no such Python file: {path}", hint="give the path of a .py file that defines the piece")
     name = f"coterie_user_{file.stem}_{stream(0, str(file.resolve())):x}"
     if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(file.resolve()):
-        return
+        return name
     spec = importlib.util.spec_from_file_location(name, file.resolve())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with contextlib.ExitStack() as undo:
         sys.modules[name] = module
         undo.callback(sys.modules.pop, name)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except CoterieError:
+            raise
+        except Exception as error:  # the user's code runs here
+            here = str(file.resolve())
+            lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == here]
+            line = lines[-1] if lines else getattr(error, "lineno", None)  # a SyntaxError of the file itself
+            raise RecipeError(
+                f"importing it raised {type(error).__name__}: {error}", where=f"{path}:{line}", hint="mend the file"
+            ) from error
         undo.pop_all()
+    return name
 
 
 def get(kind: str, slug: str, *, where: str = "") -> Piece:
     """The piece of a kind by its slug, or by `file.py:name` for a user's own."""
     if ".py:" in slug:
         path, slug = slug.rsplit(":", 1)
-        load_file(path)
+        module = load_file(path)
+        for mine in _registry.values():  # a file of one's own may hold several, so there the name counts
+            if (mine.kind, mine.module, mine.fn.__name__) == (kind, module, slug):
+                return mine
     _discover_all()
     piece = _registry.get((kind, slug)) or _registry.get((kind, slug.replace("-", "_")))
     if piece is None:

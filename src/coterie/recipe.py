@@ -18,7 +18,7 @@ from coterie import methods, pieces
 from coterie.errors import RecipeError, did_you_mean
 from coterie.layers import Layer, from_dotted, leaves, read_override, read_yaml_file
 from coterie.pieces import BoundPiece
-from coterie.sections import DEFAULTS, SECTIONS, Settings
+from coterie.sections import DEFAULTS, LEAVES, SECTIONS, Settings
 
 SINGLE = {
     "task": "task",
@@ -38,8 +38,6 @@ CHAIN = {
     "selection.weights": "selection",
     "objective.terms": "term",
 }
-OPAQUE = frozenset({*SINGLE, *CHAIN, "model", "rewards.functions"})
-"""Keys whose value is one thing: a piece, a chain of pieces, a model, a list of reward functions."""
 
 
 @dataclass
@@ -142,15 +140,26 @@ class _Merge:
 
     def add(self, layer: Layer, *, method: bool = False, claims: dict[str, tuple[Any, str]] | None = None) -> None:
         """Lay a layer on top. Methods append to chains and record who claimed what; other layers replace."""
-        for path, value in leaves(layer.tree, OPAQUE):
+        for path, value in leaves(layer.tree, LEAVES):
             key, where = ".".join(path), layer.where(path)
             if key in SINGLE:
                 self._add_single(key, value, where, layer, path, claims)
             elif key in CHAIN:
                 self._add_chain(key, value, where, layer, path, method, claims)
             elif key == "model":
+                if not isinstance(value, str | Mapping | None):
+                    raise RecipeError(
+                        f"'model' is a path, a hub id or a mapping, got {value!r}", where=where, hint="model: PATH"
+                    )
                 old = self.values.get(path, ({}, where))[0] or {}
                 self.values[path] = (_merge_models(old, {"name": value} if isinstance(value, str) else value), where)
+            elif _is_section(path, where):
+                if value is not None and value != {}:  # `rollout:` with every line commented out says nothing
+                    raise RecipeError(
+                        f"'{key}' is a section of settings, got {value!r}",
+                        where=where,
+                        hint=f"its settings: {', '.join(SECTIONS[path[0]])}",
+                    )
             else:
                 if claims is None or self._claim(claims, key, value, layer.origin):
                     self.values[path] = (value, where)
@@ -273,14 +282,17 @@ def resolve(
     user = []
     if file is not None:
         user.append(read_yaml_file(Path(file)))
-    if values:
-        user.append(from_dotted(values, "arguments"))
+    user += [from_dotted({key: value}, "arguments") for key, value in (values or {}).items()]
     user += [read_override(text) for text in overrides]
     chosen = method
     for layer in user:
         stated = layer.tree.pop("method", None)
+        if not isinstance(stated, str | None):
+            raise RecipeError(
+                f"'method' is a name, got {stated!r}", where=layer.where(("method",)), hint="method: dapo+kl"
+            )
         chosen = chosen if method is not None else stated or chosen
-    chosen = chosen or "grpo"
+    chosen = "grpo" if chosen is None else chosen
 
     merge = _Merge()
     merge.add(DEFAULTS)
@@ -296,18 +308,17 @@ def resolve(
             hint="choose by adding, for example, "
             + " ".join(f"{key}={b}" for key, (_, _, b, _) in merge.conflicts.items()),
         )
-    return _finish(merge, chosen, list(functions or []))
+    return _finish(merge, chosen, _as_list(functions))
 
 
 def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
     plain: dict[str, Any] = {}
-    for path, (value, where) in merge.values.items():
-        _known_key(path, where)
+    for path, (value, _) in merge.values.items():
         node = plain
         for part in path[:-1]:
             node = node.setdefault(part, {})
         node[path[-1]] = value
-    functions = functions or (plain.get("rewards") or {}).pop("functions", None) or []
+    functions = functions or _as_list(plain.get("rewards", {}).get("functions"))
     functions = [{**f, "fn": absolute(f.get("fn"))} if isinstance(f, Mapping) else absolute(f) for f in functions]
     model = plain.get("model") or {}
     if Path(model.get("name") or "").is_dir() and model.get("name"):
@@ -329,11 +340,19 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
     return Recipe(settings, single, chain, method, functions)
 
 
-def _known_key(path: tuple[str, ...], where: str) -> None:
+def _as_list(functions: Any) -> list[Any]:
+    """Reward functions as written: one, or a list of them."""
+    if functions is None:
+        return []
+    return list(functions) if isinstance(functions, list | tuple) else [functions]
+
+
+def _is_section(path: tuple[str, ...], where: str) -> bool:
+    """Whether the path names a section. Raises RecipeError when it names nothing."""
     known: Any = SECTIONS
     for depth, part in enumerate(path):
         if not isinstance(known, Mapping):
-            return
+            return False
         if part not in known:
             inside = ".".join(path[:depth])
             raise RecipeError(
@@ -342,10 +361,14 @@ def _known_key(path: tuple[str, ...], where: str) -> None:
                 hint=did_you_mean(part, known) + (f" (in {inside})" if inside else ""),
             )
         known = known[part]
+    return isinstance(known, Mapping) or path == ("rewards", "weights")
 
 
 def _first_error(error: ValidationError, merge: _Merge) -> RecipeError:
-    problem = error.errors()[0]
+    first = error.errors()[0]["loc"]
+    problem = max((e for e in error.errors() if e["loc"][:2] == first[:2]), key=lambda e: len(e["loc"]))
     path = tuple(str(p) for p in problem["loc"])
-    where = next((w for p, (_, w) in merge.values.items() if p == path[: len(p)] or path == p[: len(path)]), "recipe")
-    return RecipeError(f"{'.'.join(path)}: {problem['msg'].lower()}, got {problem.get('input')!r}", where=where)
+    key, where = next(((p, w) for p, (_, w) in merge.values.items() if p == path[: len(p)]), (path, "recipe"))
+    inside = [p for p in path[len(key) :] if p not in ("float", "Schedule")]
+    text = ": ".join([".".join(key), *inside, problem["msg"].lower()])
+    return RecipeError(f"{text}, got {problem.get('input')!r}", where=where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
     wiring.check(recipe, has_verifier=task.verify is not None)
     functions, weights = rewards_of(task, recipe.functions, recipe.settings.rewards)
     policy = CausalLM.load(model_spec(recipe, task, checkpoint))
-    make = recipe.single["optimizer"]
-    optimizer = optimize(policy.trainable_parameters(), lambda parameters: make({"parameters": parameters}, 0))
+    optimizer = optimize(policy.trainable_parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
     columns = wiring.wanted(recipe, "policy", "objective") | {"logp"}
     run = Run(
         recipe=recipe,
@@ -168,6 +168,14 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
     return run
 
 
+def optimizer_at(recipe: Recipe, parameters: Sequence[torch.Tensor], step: int) -> torch.optim.Optimizer:
+    """The recipe's optimizer as its settings are at a step. Raises RecipeError for a value that it does not take."""
+    try:
+        return recipe.single["optimizer"]({"parameters": parameters}, step)
+    except ValueError as error:
+        raise RecipeError(str(error), where=f"optimizer={recipe.single['optimizer'].name}, step {step}") from None
+
+
 def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> ModelSpec:
     """The model as the recipe names it; a tiny one made here takes its characters from the task."""
     written = recipe.settings.model
@@ -177,7 +185,7 @@ def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Mo
         )
     tree: dict[str, Any] = {"name": written} if isinstance(written, str) else dict(written)
     tree.setdefault("seed", stream(recipe.settings.seed, "model"))
-    if "init" in tree:
+    if "init" in tree and isinstance(tree["init"], Mapping | None):
         tree["init"] = {"vocabulary": task.vocabulary or _characters(task), **(tree["init"] or {})}
     if checkpoint is not None and not tree.get("lora"):
         tree.pop("init", None)

@@ -131,11 +131,16 @@ def _sections() -> dict[str, Any]:
             out[name] = {**(out.get(name) or {}), **{key: None for key in keys}}
         else:
             out[name] = None
-    out["rewards"]["weights"] = None
     return out
 
 
 SECTIONS = _sections()
+LEAVES = frozenset(
+    f"{name}.{key}" if key else name
+    for name, inner in SECTIONS.items()
+    for key in (inner if inner is not None else [""])
+) - {"rewards.weights"}  # fmt: skip
+"""Settings whose value is one thing, whatever its type; the weights of rewards are settings by name."""
 DEFAULTS = Layer(
     "defaults",
     {

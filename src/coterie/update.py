@@ -14,7 +14,8 @@ from coterie.columns import finite_or_zero, per_decision
 from coterie.errors import PolicyError, RunError
 from coterie.metrics import Collector, collect
 from coterie.rollouts import Rollouts
-from coterie.run import Run
+from coterie.run import Run, optimizer_at
+from coterie.schedules import Schedule
 from coterie.streams import stream
 from coterie.wiring import wanted
 
@@ -158,10 +159,11 @@ def _step(run: Run, step: int) -> float:
     norm = float(torch.nn.utils.clip_grad_norm_(run.policy.trainable_parameters(), limit))
     if not np.isfinite(norm):
         raise RunError("the gradient is not finite", hint="the last checkpoint is intact; lower optimizer.lr")
-    now = run.recipe.single["optimizer"].at(step)
-    for group in run.optimizer.param_groups:
-        group.update({k: v for k, v in now.items() if k in group})
-        run.metrics["lr"] = float(group["lr"])
+    if any(isinstance(value, Schedule) for value in run.recipe.single["optimizer"].settings.values()):
+        now = optimizer_at(run.recipe, run.policy.trainable_parameters()[:1], step).defaults
+        for group in run.optimizer.param_groups:
+            group.update(now)
+    run.metrics["lr"] = float(run.optimizer.param_groups[-1]["lr"])
     run.optimizer.step()
     run.policy.version += 1
     return norm

@@ -17,13 +17,16 @@ def raises(completions, **columns): raise ValueError("no such luck")
 def short(completions, **columns): return [1.0]
 def nan(completions, **columns): return [float("nan") for _ in completions]
 def scalar(completions, **columns): return 1.0
+def wants(completions, anser): return [1.0 for _ in completions]
+def none(completions): return [None for _ in completions]
+def exits(completions):
+    import os
+    os._exit(3)
+def sleeps(completions):
+    import time
+    time.sleep(60)
 def words(completions, **columns): return ["good" for _ in completions]
 notafunction = 3
-"""
-PIECE = """
-from coterie.pieces import credit
-@credit()
-def by_state(rewards, groups, state_key): return rewards
 """
 
 
@@ -47,6 +50,12 @@ def on_file(*args: str, rows: str = ROWS) -> list[str]:
     return ["train", *base, "--task", "my.jsonl", *args, "-q", "-o", "run"]
 
 
+def mine(name: str, column: str, returns: str) -> dict[str, str]:
+    """A file with one credit piece. Names differ from case to case: a process knows a piece by one file."""
+    head = "from coterie.pieces import credit\n@credit()\n"
+    return {"mine.py": f"{head}def {name}(rewards, {column}): return {returns}\n"}
+
+
 DATA = {"my.jsonl": ROWS, "rewards.py": REWARDS}
 CASES = [
     Case("missing recipe", ["train", "nowhere.yaml"], 2, ["nowhere.yaml", "No such file"]),
@@ -63,6 +72,29 @@ CASES = [
     Case("unknown method", train("--method", "dappo"), 2, ["'dappo'", "'dapo'"]),
     Case("unknown piece", train("credit.baseline=group_nrom"), 2, ["group_nrom", "'group_norm'"]),
     Case("unknown task", ["train", "--task", "sorting"], 2, ["'sorting'", "'sort'"]),
+    Case("recipe that is no text", ["train", "r.yaml"], 2, ["r.yaml", "not a text file"], {"r.yaml": "\udcff\udcfe"}),
+    Case("recipe that is a list", ["train", "r.yaml"], 2, ["r.yaml", "mapping of sections"], {"r.yaml": "- task\n"}),
+    Case("alias of itself", ["train", "r.yaml"], 2, ["r.yaml", "refers to itself"], {"r.yaml": "task: &x [*x]\n"}),
+    Case("value for a section", ["train", "r.yaml"], 2, ["r.yaml:2", "'rollout' is a section", "group_size"],
+         {"r.yaml": "task: sort\nrollout: 4\n"}),
+    Case("rewards without 'functions'", ["train", "r.yaml"], 2, ["r.yaml:2", "'rewards' is a section", "functions"],
+         {"r.yaml": "task: sort\nrewards: [mine.py:f]\n"}),
+    Case("setting of a setting", train("steps.x=2"), 2, ["steps", "integer", "{'x': 2}"]),
+    Case("list of methods", ["train", "r.yaml"], 2, ["r.yaml:1", "'method' is a name", "dapo+kl"],
+         {"r.yaml": "method: [dapo, kl]\ntask: sort\n"}),
+    Case("no method", train("--method", ""), 2, ["no method", "--method grpo"]),
+    Case("dangling plus", train("--method", "dapo+"), 2, ["unknown method '+'"]),
+    Case("method twice", train("--method", "kl+kl"), 2, ["twice"]),
+    Case("model that is a number", train("model=5"), 2, ["'model' is a path", "5"]),
+    Case("tiny model that is a number", train("model.init=5"), 2, ["model.init", "dictionary"]),
+    Case("schedule without its length", train("rollout.temperature={from: 1, to: 0.5}"), 2,
+         ["rollout.temperature: over: field required"]),
+    Case("schedule of a piece's setting without its length", train("optimizer.lr={from: 1, to: 0.5}"), 2,
+         ["'lr'", "over: field required"]),
+    Case("schedule of what is read once", train("task.digits={from: 2, to: 3, over: 5}"), 2,
+         ["'digits' of task 'sort'", "no schedule"]),
+    Case("negative learning rate", train("optimizer.lr=-1"), 2, ["optimizer=adamw", "Invalid learning rate: -1.0"]),
+    Case("two recipes", ["train", "a.yaml", "b.yaml"], 2, ["one recipe at a time", "a.yaml, b.yaml"]),
     Case("no task", ["train", "--model", "m"], 2, ["no task", "--task"]),
     Case("no model", ["train", "--task", "sort"], 2, ["no model", "--model"]),
     Case("methods that conflict", train("--method", "dapo+gspo"), 2,
@@ -72,7 +104,17 @@ CASES = [
     Case("more mini-batches than prompts", train("update.minibatches=9"), 2, ["minibatches", "9", "4"]),
     Case("group of one", train("rollout.group_size=1"), 2, ["group_norm", "group_size is 1", "rollout.group_size=8"]),
     Case("column nobody provides", train("credit.baseline=mine.py:by_state"), 2,
-         ["by_state", "state_key", "environment"], {"mine.py": PIECE}),
+         ["by_state", "state_key", "environment"], mine("by_state", "state_key", "rewards")),
+    Case("piece file that does not parse", train("credit.baseline=mine.py:f"), 2, ["mine.py:2", "SyntaxError"],
+         {"mine.py": "x = 1\ndef f(:\n"}),
+    Case("piece file that raises", train("credit.baseline=mine.py:f"), 2, ["mine.py:2", "ZeroDivisionError"],
+         {"mine.py": "x = 0\n1 / x\n"}),
+    Case("piece of wrong shape", train("credit.baseline=mine.py:column"), 7, ["advantages", "[16, 1]", "[B=16]"],
+         mine("column", "groups", "rewards[:, None]")),
+    Case("piece that gives NaN", train("credit.baseline=mine.py:not_a_number"), 5, ["loss is not finite"],
+         mine("not_a_number", "groups", "rewards * float('nan')")),
+    Case("missing piece", train("credit.baseline=mine.py:by_stage"), 2, ["by_stage", "'by_stages'"],
+         mine("by_stages", "groups", "rewards")),
     Case("missing piece file", train("credit.baseline=mine.py:by_state"), 2, ["mine.py", "no such"]),
     Case("advantage a decision for a ratio a rollout", train("--method", "gspo", "credit.baseline=whitened_return"), 2,
          ["sequence", "whitened_return", "sequence_token"]),
@@ -93,6 +135,19 @@ CASES = [
     Case("reward NaN", on_file("--reward", "rewards.py:nan"), 4, ["'nan'", "sample 0"], DATA),
     Case("reward not a list", on_file("--reward", "rewards.py:scalar"), 4, ["'scalar'", "float"], DATA),
     Case("reward not a number", on_file("--reward", "rewards.py:words"), 4, ["'words'", "'good'"], DATA),
+    Case("reward that wants a column the data lack", on_file("--reward", "rewards.py:wants"), 4,
+         ["'wants'", "'anser'", "'answer'"], DATA),
+    Case("reward that kills its process", on_file("--reward", "rewards.py:exits", "rewards.timeout=60"), 4,
+         ["'exits'", "exit code 3", "sample 0"], DATA),
+    Case("reward too slow", on_file("--reward", "rewards.py:sleeps", "rewards.timeout=0.2"), 4,
+         ["'sleeps'", "timed out after 0.2 s"], DATA),
+    Case("rewards that are all None", on_file("--reward", "rewards.py:none"), 4, ["no reward function gave a value"],
+         DATA),
+    Case("weight of no reward", on_file("--reward", "exact", "rewards.weights.exat=2"), 2, ["'exat'", "'exact'"], DATA),
+    Case("conversation without a chat template", on_file("task.verifier=exact"), 6, ["chat template", "chat_template"],
+         {"my.jsonl": '{"prompt": [{"role": "user", "content": "1+1="}], "answer": "2"}\n' * 2
+          + '{"prompt": [{"role": "user", "content": "1+2="}], "answer": "3"}\n'}),
+    Case("learning rate that breaks the model", train("task.dense=true", "optimizer.lr=1e30"), 6, ["NaN", "lower"]),
     Case("missing model folder", train("model={name: ./nowhere}"), 6, ["nowhere"]),
     Case("not a model folder", train("model={name: ./empty}"), 6, ["empty"], {"empty/readme.txt": "hello"}),
     Case("unknown key of the model", train("model.init.layrs=2"), 2, ["layrs", "'layers'"]),
@@ -109,14 +164,15 @@ CASES = [
 def test_a_mistake_is_named_with_its_mend(case: Case, cli: Callable, tmp_path: Path) -> None:
     for name, text in case.files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     answer = cli(*case.args)
     assert answer.code == case.code, answer.err
     assert answer.err.startswith("error: ") and "Traceback" not in answer.err
     for words in case.says:
         assert words in answer.err, answer.err
     for name, text in case.files.items():
-        assert (tmp_path / name).read_text() == text, "an input file was changed"
+        kept = (tmp_path / name).read_text(encoding="utf-8", errors="surrogateescape")
+        assert kept == text, "an input file was changed"
 
 
 def test_conflicting_methods_compose_once_chosen(cli: Callable) -> None:

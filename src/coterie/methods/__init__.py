@@ -33,6 +33,8 @@ class Method:
 def names_in(text: str) -> list[str]:
     """'dapo+ace' -> ['dapo', 'ace']. A slug may end in '+' signs of its own (reinforce++, reinforce++-baseline)."""
     known, names, rest = slugs(), [], text.strip()
+    if not rest:
+        raise RecipeError("no method is named", hint="--method grpo; `coterie methods` lists them")
     while rest:
         match = max((s for s in known if rest == s or rest.startswith(s + "+")), key=len, default=None)
         if match is None:
@@ -40,7 +42,7 @@ def names_in(text: str) -> list[str]:
             if not match.endswith((".yaml", ".yml")):
                 raise RecipeError(f"unknown method '{match}'", hint=did_you_mean(match, known))
         names.append(match)
-        rest = rest[len(match) + 1 :]
+        rest = rest[len(match) + 1 :] if rest[len(match) :] != "+" else "+"
         if len(names) > 20:
             raise RecipeError(f"'{text}' is not a list of methods", hint="join methods with '+': dapo+kl")
     if len(set(names)) != len(names):

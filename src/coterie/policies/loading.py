@@ -69,7 +69,8 @@ def load_model_and_tokenizer(spec: ModelSpec, tokenizer: Any = None) -> tuple[An
     if spec.init is not None:
         model, own = build(spec.init, spec.seed)
         if spec.dtype == "bfloat16":
-            model = model.bfloat16()
+            for parameter in model.parameters():  # buffers (RoPE frequencies) stay float32, as from_pretrained has them
+                parameter.data = parameter.data.bfloat16()
     else:
         model, own = _pretrained(spec, tokenizer)
     tokenizer = tokenizer or own

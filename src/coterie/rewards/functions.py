@@ -125,7 +125,8 @@ def _read(item: Any, section: Any) -> WeightedReward:
         base = verifier_reward(item, options.pop("answer", "answer"))
     else:
         fn = resolve(item)
-        base = WeightedReward(fn, getattr(fn, "__name__", type(fn).__name__))
+        named = item.replace(":", ".").rpartition(".")[2] if isinstance(item, str) else None
+        base = WeightedReward(fn, str(named or getattr(fn, "__name__", type(fn).__name__)))
         base = replace(base, timeout=section.timeout, on_error=section.on_error or "fail")
     return replace(base, **_checked(base.name, options))
 

@@ -17,6 +17,7 @@ from coterie.rewards.functions import WeightedReward
 from coterie.rewards.worker import Raised, Timeout, Worker
 
 OUTCOMES = ("value", "none", "error", "timeout")
+MESSAGE_LENGTH = 500
 
 
 @dataclass
@@ -78,12 +79,18 @@ class RewardRunner:
         mine = [f for f in self.functions if inspect.iscoroutinefunction(f.fn) and f.timeout is None]
         if not mine:
             return {}
-        calls = [f.fn(**batch.arguments(f)) for f in mine]
+        arguments = [batch.arguments(f) for f in mine]
+
+        async def attempt(function: WeightedReward, kwargs: dict[str, Any]) -> Any:
+            try:
+                return await function.fn(**kwargs)
+            except (Exception, SystemExit) as error:  # the user's code runs here
+                return _raised(error)
 
         async def gather() -> list[Any]:
-            return await asyncio.gather(*calls, return_exceptions=True)
+            return await asyncio.gather(*map(attempt, mine, arguments))
 
-        answers = [_raised(a) if isinstance(a, Exception) else a for a in _wait(gather())]
+        answers = _wait(gather())
         return dict(zip((f.name for f in mine), answers, strict=True))
 
     def _attempt(self, function: WeightedReward, batch: Batch) -> Any:
@@ -98,12 +105,12 @@ class RewardRunner:
         except Timeout:
             return _Failure("timeout", f"timed out after {function.timeout:g} s")
         except Raised as error:
-            return _Failure("error", f"raised {error}")
+            return _Failure("error", f"raised {_short(str(error))}")
         except RewardError as error:
             if function.timeout is not None:
                 raise  # it cannot be loaded: no policy for single samples applies
             return _raised(error)
-        except Exception as error:  # the user's code runs here
+        except (Exception, SystemExit) as error:  # the user's code runs here, and must not end ours
             return _raised(error)
 
     def _spread(self, grade: _Grade, answer: Any) -> None:
@@ -160,9 +167,14 @@ class _Grade:
         )
 
 
-def _raised(error: Exception) -> _Failure:
-    what = error.message if isinstance(error, RewardError) else error
-    return _Failure("error", f"raised {type(error).__name__}: {what}")
+def _raised(error: BaseException) -> _Failure:
+    what = error.message if isinstance(error, RewardError) else str(error)
+    return _Failure("error", f"raised {type(error).__name__}: {_short(what)}")
+
+
+def _short(text: str) -> str:
+    """A message that fits a terminal: some exceptions quote a whole completion."""
+    return text if len(text) <= MESSAGE_LENGTH else text[: MESSAGE_LENGTH - 1] + "…"
 
 
 async def _await(value: Any) -> Any:

@@ -6,6 +6,7 @@ Imports nothing of coterie but errors, so that a grader's process is as light as
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -29,6 +30,8 @@ USER_MODULES = ("coterie_rewards_", "coterie_user_")
 """Prefixes of the modules that users' files become; they have no name the process could import by itself."""
 START_LIMIT = 120.0
 """Seconds a process has to start and load its function."""
+GRACE = 1.0
+"""Seconds past a limit after which a process ends itself, should nobody be left to kill it."""
 
 
 class Timeout(Exception):
@@ -60,7 +63,7 @@ class Worker:
         Raises Timeout, Raised with the exception's text (also when the process dies), and RewardError when the
         function cannot be loaded there at all.
         """
-        request = dill.dumps((args, kwargs))
+        request = dill.dumps((args, kwargs, timeout))
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -70,8 +73,9 @@ class Worker:
             self.close()
             raise Timeout from None
         except (EOFError, BrokenPipeError):
+            code = _exit_code(process)
             self.close()
-            raise Raised(f"ended its process (exit code {process.returncode})") from None
+            raise Raised(f"ended its process (exit code {code})") from None
         ok, value = dill.loads(answer)
         if not ok:
             raise Raised(value)
@@ -104,6 +108,14 @@ class Worker:
         if self._end is not None:
             self._end()
         self._process = self._end = None
+
+
+def _exit_code(process: subprocess.Popen[bytes]) -> int | None:
+    """Its own exit code: it closed its pipe, but may still be ending."""
+    try:
+        return process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -153,10 +165,17 @@ class _UserFiles(importlib.abc.MetaPathFinder):
 
 
 def serve() -> None:
-    """Load the function, then answer calls until the pipe closes. What the function prints goes to stderr."""
-    out = os.fdopen(os.dup(1), "wb")
+    """Load the function, then answer calls until the pipe closes.
+
+    The pipes are this function's alone: what the grader and its children print goes to stderr, and they have nothing
+    to read. `faulthandler` watches from a thread that needs no GIL, so even a hung regular expression ends by itself
+    when the parent was killed.
+    """
+    out, source = os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb")
     os.dup2(2, 1)
-    source = sys.stdin.buffer
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    silent = open(os.devnull, "w")
 
     def read() -> bytes:
         head = source.read(8)
@@ -165,20 +184,24 @@ def serve() -> None:
         return source.read(struct.unpack("!Q", head)[0])
 
     try:
+        faulthandler.dump_traceback_later(START_LIMIT + GRACE, exit=True, file=silent)
         files, payload = dill.loads(read())
         sys.meta_path.append(_UserFiles(files))
         fn = dill.loads(payload)
-    except Exception as error:  # the user's code runs here
+    except (Exception, SystemExit) as error:  # the user's code runs here
         _send(out, dill.dumps((False, f"{type(error).__name__}: {error}")))
         return
     _send(out, dill.dumps((True, "")))
     while True:
-        args, kwargs = dill.loads(read())
+        faulthandler.cancel_dump_traceback_later()
+        request = read()
         try:
+            args, kwargs, timeout = dill.loads(request)
+            faulthandler.dump_traceback_later(timeout + GRACE, exit=True, file=silent)
             value = fn(*args, **kwargs)
             value = asyncio.run(value) if inspect.iscoroutine(value) else value
             reply = dill.dumps((True, value))
-        except Exception as error:  # the user's code runs here
+        except (Exception, SystemExit) as error:  # the user's code runs here
             reply = dill.dumps((False, f"{type(error).__name__}: {error}"))
         _send(out, reply)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from coterie.errors import RecipeError
@@ -16,7 +18,10 @@ from coterie.tasks.split import Row, generate
 def arithmetic(
     *, terms: int = 2, digits: int = 2, operators: str = "+-", train: int = 4096, held_out: int = 256, seed: int = 0
 ) -> Task:
-    """Evaluate an expression of `terms` numbers of up to `digits` digits: '12+7-3=' -> '16'. operators: any of +-*."""
+    """Evaluate an expression of `terms` numbers of up to `digits` digits: '12+7-3=' -> '16'. operators: any of +-*.
+
+    The same signed products in another order (7+12 and 12+7) are the same problem when problems are held out.
+    """
     if not operators or set(operators) - set("+-*"):
         raise RecipeError(f"operators of arithmetic are any of +-*, got {operators!r}", hint="task.operators='+-*'")
     if not 1 <= digits <= MAX_DIGITS or terms < 1 or terms * (digits + 1) > MAX_LENGTH:
@@ -32,13 +37,19 @@ def arithmetic(
         value = evaluate(text)
         return {"prompt": f"{text}=", "answer": str(value)}
 
-    rows, held = generate(make, train, held_out, seed)
+    rows, held = generate(make, train, held_out, seed, key=_problem)
     return Task(
         "arithmetic", rows, held, verify=_verdict, verdict="correct",
         rewards=[WeightedReward(_verdict, "correct", per_sample=True)],
         reference=lambda row: row["answer"], corrupt=lambda row, seed: str(int(row["answer"]) + 1 + seed % 9),
         vocabulary="0123456789+-*=",
     )  # fmt: skip
+
+
+def _problem(row: Row) -> tuple[tuple[str, ...], ...]:
+    """The signed products that are added up, in a fixed order: the sign, then the factors."""
+    signed = re.findall(r"([-+]?)([^-+=]+)", row["prompt"])
+    return tuple(sorted((sign or "+", *sorted(product.split("*"))) for sign, product in signed))
 
 
 def _verdict(completion: str, row: Row) -> bool:

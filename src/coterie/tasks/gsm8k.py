@@ -12,7 +12,7 @@ from coterie.rewards.functions import WeightedReward
 from coterie.rewards.numbers import boxed, first_number, last_number, parse_number
 from coterie.tasks.base import Task
 from coterie.tasks.sources import load_rows
-from coterie.tasks.split import Row, disjoint, split_disjoint
+from coterie.tasks.split import Row, disjoint, first, split_disjoint
 
 _MARKED = re.compile(r"####\s*([^\n]+)")
 
@@ -45,10 +45,10 @@ def gsm8k(
     if Path(source).expanduser().is_file():
         kept, held, notes = split_disjoint(rows("train"), 0.1 if held_out is None else held_out, seed, source)
     else:
-        held = rows("test")[:held_out]
+        held = first(rows("test"), held_out, "held_out")
         kept, notes = disjoint(rows("train"), held, source)
     return Task(
-        "gsm8k", kept[:limit], held, verify=verify, verdict="correct",
+        "gsm8k", first(kept, limit, "limit"), held, verify=verify, verdict="correct",
         rewards=[WeightedReward(verify, "correct", per_sample=True)],
         reference=lambda row: row["solution"], corrupt=_corrupt, notes=notes,
         answer=lambda text: str(final_answer(text)),

@@ -12,7 +12,7 @@ from coterie.rewards.numbers import parse_number
 from coterie.rewards.runner import RewardRunner
 from coterie.tasks.base import Task
 from coterie.tasks.sources import load_rows
-from coterie.tasks.split import Row, disjoint, split_disjoint
+from coterie.tasks.split import Row, disjoint, first, split_disjoint
 
 
 @task()
@@ -41,7 +41,7 @@ def jsonl(
         train, notes = disjoint(rows, held, path)
     else:
         train, held, notes = split_disjoint(rows, held_out, seed, path)
-    out = Task("jsonl", train[:limit], held, notes=notes)
+    out = Task("jsonl", first(train, limit, "limit"), held, notes=notes)
     if all(isinstance(r.get(solution), str) for r in (*train, *held)):
         out.reference = lambda row: row[solution]
     if verifier is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -14,8 +15,25 @@ Key = Callable[[Row], Hashable]
 
 
 def prompt_of(row: Row) -> str:
-    """The content of a row, unless a task knows better: its prompt."""
-    return str(row["prompt"])
+    """The content of a row, unless a task knows better: its prompt.
+
+    Of messages, whatever the order of their keys, and without the empty ones Parquet fills in: one conversation read
+    from two formats is the same content.
+    """
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        return prompt
+    said = [{k: v for k, v in message.items() if v is not None} for message in prompt]
+    return json.dumps(said, sort_keys=True, default=str)
+
+
+def first(rows: list[Row], count: int | None, setting: str) -> list[Row]:
+    """The first `count` rows, all for None. Raises RecipeError for a count below 1, naming the setting."""
+    if count is not None and count < 1:
+        raise RecipeError(
+            f"{setting} is a number of rows, at least 1, got {count}", hint=f"leave out {setting} for all"
+        )
+    return rows[:count]
 
 
 def generate(
