@@ -56,7 +56,7 @@ def step(steps: int = 30) -> dict[str, Any]:
 
 
 def logprob_memory(runs: int = 3) -> dict[str, Any]:
-    """Peak memory (MiB) over the inputs' of log-probs and entropies, forward and backward, in processes of their own."""
+    """Peak memory (MiB) above the inputs of log-probs and entropies, forward and backward, each in a new process."""
     taken: dict[str, list[float]] = {"plain": [], "chunked": []}
     for _ in range(runs):
         for how, values in taken.items():

@@ -38,37 +38,3 @@ def pack(prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask:
     ids = torch.where(column < size, ids, torch.where(column < size + used, completion, 0))
     row, decision = mask.nonzero(as_tuple=True)
     return Packed(ids, row, sizes[groups[row]] + decision - 1)
-
-
-class PackedGroups(NamedTuple):
-    """One row without padding in which each group's prompt stands once. `ids` and `positions` [1,L]; `at` [N] is the
-    place that predicts decision n; decisions are in row-major order of `mask`."""
-
-    ids: Tensor
-    positions: Tensor
-    at: Tensor
-    layout: Layout
-
-
-def pack_groups(prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor) -> PackedGroups:
-    """Lay each group's prompt and then its completions in one row. groups [B], tokens and mask [B,T] -> PackedGroups.
-
-    What is fed and what is context is as in `pack`. Rows without a decision, and groups without such rows, are left
-    out. Groups of similar prompt lengths stand together, so that attention computes several at once.
-    """
-    device = tokens.device
-    slots = torch.arange(tokens.shape[1], device=device)
-    used = torch.where(mask, slots + 1, 0).amax(1).tolist()
-    members: dict[int, list[int]] = {}
-    for row, group in enumerate(groups.tolist()):
-        if used[row]:
-            members.setdefault(group, []).append(row)
-    ids, positions, token, real, bundles = [], [], [], [], []
-    starts, last = torch.zeros(len(used), dtype=torch.long), torch.zeros(len(used), dtype=torch.long)
-    here = place = 0
-    for bundle in _bundles(prompts, members, used, 2**17 if device.type == "cpu" else 2**24):
-        sizes = [len(prompts[g]) for g in bundle]
-        longest, count = max(sizes), max(len(members[g]) for g in bundle)
-        length = max(used[r] - 1 for g in bundle for r in members[g])
-        ...
-    return PackedGroups()
