@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -261,6 +263,88 @@ def test_close_ends_the_process_and_what_it_started():
         assert not _alive(pid)
     assert runner.score(["p", "q"], ["a", "b"], [{}, {}], [[], []]).components["f"] != found
     runner.close()
+
+
+@pytest.mark.parametrize("timeout", [None, 30.0])
+def test_a_function_that_exits_is_an_error_and_ends_no_run(score, timeout):
+    def leaves(completions):
+        sys.exit(0)
+
+    async def leaves_async(completions):
+        sys.exit(0)
+
+    for fn in (leaves, leaves_async):
+        with pytest.raises(RewardError, match="raised SystemExit: 0 on sample 0"):
+            score(WeightedReward(fn, "f", timeout=timeout))
+        scores = score(WeightedReward(fn, "f", timeout=timeout, on_error="none"))
+        assert scores.outcomes["f"] == {"error": 3}
+
+
+def test_a_grader_has_nothing_to_read(score):
+    def reads(completions):
+        child = subprocess.run(["cat"], capture_output=True, check=True)
+        return [float(len(child.stdout) + len(sys.stdin.read()))] * len(completions)
+
+    scores = score(WeightedReward(reads, "f", timeout=10.0, on_error="none"))
+    assert scores.components["f"] == [0.0] * 3 and scores.outcomes["f"] == {"value": 3}
+
+
+def test_a_hung_grader_ends_when_its_parent_was_killed(tmp_path):
+    """Even one that holds the GIL, as a regular expression does."""
+    note, program = tmp_path / "pid", tmp_path / "train.py"
+    program.write_text(
+        "from coterie.rewards.functions import WeightedReward\nfrom coterie.rewards.runner import RewardRunner\n"
+        "def f(completions):\n    import os, re, pathlib\n"
+        f"    note = pathlib.Path({str(note)!r})\n"
+        "    note.with_suffix('.new').write_text(str(os.getpid()))\n    note.with_suffix('.new').rename(note)\n"
+        "    re.match('(a+)+$', 'a' * 60 + 'b')\n"
+        "RewardRunner([WeightedReward(f, 'f', timeout=1.0)]).score(['p'], ['a'], [{}], [[]])\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(program)])
+    try:
+        assert _within(20.0, note.exists)
+    finally:
+        parent.kill()
+        parent.wait()
+    grader = int(note.read_text())
+    try:
+        assert _within(10.0, lambda: not _alive(grader))
+    finally:
+        if _alive(grader):
+            os.kill(grader, 9)
+
+
+def _within(seconds, happened):
+    """Whether it happens in that time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if happened():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_refused_function_leaves_no_other_unawaited(score):
+    async def fine(completions):
+        return [1.0] * len(completions)
+
+    async def wants_more(completions, nope):
+        return [1.0] * len(completions)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(RewardError, match="takes 'nope'"):
+            score(WeightedReward(fine, "a"), WeightedReward(wants_more, "b"))
+        gc.collect()
+    assert not [w for w in seen if "never awaited" in str(w.message)]
+
+
+def test_a_long_exception_is_cut(score):
+    def long(completions):
+        raise ValueError("x" * 100_000)
+
+    (error,) = score(WeightedReward(long, "f", on_error="none")).errors
+    assert "raised ValueError: xxx" in error and len(error) < 1000
 
 
 def _alive(pid: int) -> bool:

@@ -48,6 +48,19 @@ def test_the_same_problem_in_another_order_is_not_on_both_sides():
     assert not content[0] & content[1]
 
 
+def test_arithmetic_in_another_order_is_not_on_both_sides():
+    """A sum read as signed products: 4-2*3 is +4, -2*3."""
+
+    def content(row):
+        terms = row["prompt"][:-1].replace("-", "+-").split("+")
+        return Counter((t.startswith("-"), *sorted(t.lstrip("-").split("*"))) for t in terms).items()
+
+    for operators, terms in (("+", 2), ("+-*", 3)):
+        task = arithmetic(digits=1, terms=terms, operators=operators, train=60, held_out=20)
+        train, held = ({frozenset(content(r)) for r in part} for part in (task.train, task.held_out))
+        assert not train & held and len(held) == 20
+
+
 @given(digits=st.integers(2, 9), seed=small)
 def test_sort_sorts(digits, seed):
     task = sort(digits=digits, train=20, held_out=5, seed=seed)

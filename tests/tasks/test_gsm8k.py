@@ -77,6 +77,12 @@ def test_what_is_wrong_is_named(folder):
     write(folder / "train.jsonl", [{"question": "?", "answer": "one"}])
     with pytest.raises(DataError, match="row 1: no number after '####'"):
         gsm8k(source=str(folder))
+    write(folder / "train.jsonl", [problem(1), problem(2)])
+    assert gsm8k(source=str(folder), held_out=0).held_out == []
+    with pytest.raises(RecipeError, match="held_out is a number of rows, at least 0, got -3"):
+        gsm8k(source=str(folder), held_out=-3)
+    with pytest.raises(RecipeError, match="limit is a number of rows, at least 1, got 0"):
+        gsm8k(source=str(folder), limit=0)
     with pytest.raises(RecipeError, match=r"no \{question\} in it"):
         gsm8k(source=str(folder), prompt="{problem}")
 

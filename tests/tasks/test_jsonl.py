@@ -91,6 +91,23 @@ def test_held_out_from_another_file_and_leaks_are_reported(tmp_path):
         jsonl(path=other, held_out=str(tmp_path / "d.jsonl"))
 
 
+def test_one_conversation_in_two_formats_is_a_leak(tmp_path):
+    def chat(i, **more):
+        return {"prompt": [{"role": "user", "content": f"{i}?"} | more], "answer": str(i)}
+
+    turned = [{**r, "prompt": [dict(reversed(m.items())) for m in r["prompt"]]} for r in map(chat, range(4))]
+    held = write(tmp_path / "held.jsonl", [*turned, chat(4, name=None)])
+    task = jsonl(path=write(tmp_path / "d.jsonl", [chat(i) for i in range(10)]), held_out=held)
+    assert [r["answer"] for r in task.train] == list("56789")
+    assert task.notes == ["5 training rows were held out too and left out"]
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_that_leaves_nothing_is_refused(tmp_path, limit):
+    with pytest.raises(RecipeError, match=f"limit is a number of rows, at least 1, got {limit}"):
+        jsonl(path=write(tmp_path / "d.jsonl", ROWS), limit=limit)
+
+
 def test_splits_are_repeatable_and_may_be_empty(tmp_path):
     path = write(tmp_path / "d.jsonl", ROWS)
     a, b, c = (jsonl(path=path, held_out=5, seed=s) for s in (1, 1, 2))

@@ -45,7 +45,7 @@ def gsm8k(
     if Path(source).expanduser().is_file():
         kept, held, notes = split_disjoint(rows("train"), 0.1 if held_out is None else held_out, seed, source)
     else:
-        held = first(rows("test"), held_out, "held_out")
+        held = first(rows("test"), held_out, "held_out", least=0)
         kept, notes = disjoint(rows("train"), held, source)
     return Task(
         "gsm8k", first(kept, limit, "limit"), held, verify=verify, verdict="correct",

@@ -27,11 +27,11 @@ def prompt_of(row: Row) -> str:
     return json.dumps(said, sort_keys=True, default=str)
 
 
-def first(rows: list[Row], count: int | None, setting: str) -> list[Row]:
-    """The first `count` rows, all for None. Raises RecipeError for a count below 1, naming the setting."""
-    if count is not None and count < 1:
+def first(rows: list[Row], count: int | None, setting: str, *, least: int = 1) -> list[Row]:
+    """The first `count` rows, all for None. Raises RecipeError for a count below `least`, naming the setting."""
+    if count is not None and count < least:
         raise RecipeError(
-            f"{setting} is a number of rows, at least 1, got {count}", hint=f"leave out {setting} for all"
+            f"{setting} is a number of rows, at least {least}, got {count}", hint=f"leave out {setting} for all"
         )
     return rows[:count]
 
