@@ -1,97 +1,69 @@
-"""`python -m bench`: where the time of the demo's step goes, and what chunked log-probs save in memory.
+"""`python -m bench`: run the benches (all, or those named), print their tables, write bench/results/.
 
-Prints tables and writes bench/results/*.json with the machine, versions and command.
+python -m bench                     all of them: hours on two cores
+python -m bench step prefix         these two
+python -m bench --quick             fewer repetitions and no 100M-parameter model
+python -m bench step --only 256:64  only the settings whose name contains a word
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import importlib
 import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-RESULTS = Path(__file__).parent / "results"
-VOCABULARY, WIDTH, DECISIONS = 151_936, 256, 2_048
+from bench import BenchError
+from bench.results import machine, write
 
-MEMORY = """
-import resource, sys, torch
-from coterie.policies.logprobs import rows_per_chunk, score_hidden
-from coterie.rollouts import Sampling
-vocabulary, width, n, how = *map(int, sys.argv[1:4]), sys.argv[4]
-torch.manual_seed(0)
-head = torch.nn.Linear(width, vocabulary, bias=False)
-hidden = torch.randn(n, width, requires_grad=True)
-tokens = torch.randint(vocabulary, (n,))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-if how == "chunked":
-    out = score_hidden(hidden, head, tokens, Sampling(), ("logp", "entropy"), rows_per_chunk(vocabulary, hidden.device))
-    loss = out["logp"].sum() + out["entropy"].sum()
-elif how == "plain":
-    logp = head(hidden).log_softmax(-1)
-    loss = logp.gather(-1, tokens[:, None]).sum() - (logp.exp() * logp).sum()
-else:
-    raise SystemExit(how)
-loss.backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
+BENCHES = {
+    "logprob_memory": "peak memory of log-prob and entropy at a vocabulary of 151k",
+    "overhead": "share of a step outside model compute",
+    "prefix": "the shared-prefix forward on and off",
+    "step": "a GRPO step against TRL",
+    "growth": "step time against prompts, group size, length and vocabulary",
+    "demo_vs_trl": "time to 80% held-out accuracy against TRL",
+}
 
 
-def step(steps: int = 30) -> dict[str, Any]:
-    """Medians of the demo's phases over `steps` steps, in seconds."""
-    from coterie.api import start
-    from coterie.cli.demo import RECIPE
-    from coterie.recipe import resolve
+@dataclass(frozen=True)
+class Options:
+    quick: bool
+    threads: int
+    runs: int | None
+    only: str
 
-    overrides = [f"steps={steps}", "evaluation.prompts=32", "checkpoint.every=0", "log.rollouts_every=0"]
-    with tempfile.TemporaryDirectory() as folder:
-        rows = start(resolve(file=RECIPE, overrides=overrides), Path(folder) / "run", quiet=True).metrics[5:]
-    phases = ("time/generate", "time/score", "time/learn", "time/step", "tokens/per_second")
-    return {"steps": len(rows), **{p: statistics.median(r[p] for r in rows if "time/eval" not in r) for p in phases}}
+    def runs_or(self, full: int, quick: int) -> int:
+        return self.runs or (quick if self.quick else full)
 
-
-def logprob_memory(runs: int = 3) -> dict[str, Any]:
-    """Peak memory (MiB) above the inputs of log-probs and entropies, forward and backward, each in a new process."""
-    taken: dict[str, list[float]] = {"plain": [], "chunked": []}
-    for _ in range(runs):
-        for how, values in taken.items():
-            sizes = [str(VOCABULARY), str(WIDTH), str(DECISIONS)]
-            done = subprocess.run(
-                [sys.executable, "-c", MEMORY, *sizes, how], capture_output=True, text=True, check=True
-            )
-            values.append(float(done.stdout))
-    medians = {how: statistics.median(values) for how, values in taken.items()}
-    return {**medians, "ratio": medians["plain"] / medians["chunked"], "runs": runs, "decisions": DECISIONS,
-            "vocabulary": VOCABULARY, "width": WIDTH}  # fmt: skip
-
-
-BENCHES = {"step": step, "logprob_memory": logprob_memory}
+    def wants(self, setting: str) -> bool:
+        return self.only in setting
 
 
 def main() -> None:
-    import torch
-    import transformers
-
-    names = sys.argv[1:] or list(BENCHES)
-    RESULTS.mkdir(exist_ok=True)
-    for name in names:
-        if name not in BENCHES:
-            raise SystemExit(f"no bench '{name}'; there are: {', '.join(BENCHES)}")
-        found = BENCHES[name]()
-        machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(),
-                   "load_before": os.getloadavg()[1], "torch": torch.__version__,
-                   "transformers": transformers.__version__, "threads": torch.get_num_threads()}  # fmt: skip
-        machine["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"\n{name}")
-        for key, value in found.items():
-            print(f"  {key:20} {value:.4g}" if isinstance(value, float) else f"  {key:20} {value}")
-        record = {"name": name, "command": f"python -m bench {name}", "machine": machine, "result": found}
-        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    listing = "\n".join(f"  {name:16}{what}" for name, what in BENCHES.items())
+    parser = argparse.ArgumentParser(
+        "python -m bench", description=listing, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="bench")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, no 100M-parameter model")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads, on both sides")
+    parser.add_argument("--runs", type=int, help="interleaved repetitions instead of each bench's own number")
+    parser.add_argument("--only", default="", help="only settings whose name contains this")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in BENCHES]
+    if unknown:
+        parser.error(f"no bench '{unknown[0]}'; there are: {', '.join(BENCHES)}")
+    options = Options(args.quick, args.threads, args.runs, args.only)
+    failed = False
+    for name in args.names or BENCHES:
+        where = machine() | {"threads": options.threads}
+        try:
+            write(name, importlib.import_module(f"bench.{name}").run(options), where)
+        except BenchError as error:
+            failed = True
+            print(f"{name}: {error}")
+    raise SystemExit(failed)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
                 run.optimizer.zero_grad(set_to_none=True)
                 part = part.rows(alive)
                 coefficients = coefficients[alive][:, : part["mask"].shape[1]]
-                for rows in microbatches(part, run.settings.update.tokens_per_microbatch, run.whole_groups):
+                budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
+                for rows in microbatches(part, budget, run.whole_groups, shared):
                     micro = part.rows(rows)
                     loss = _loss(run, micro, coefficients[rows][:, : micro["mask"].shape[1]], step, collector)
                     if run.first_update and epoch == 0 and number == 0:
@@ -76,30 +77,57 @@ def _minibatches(run: Run, rollouts: Rollouts, step: int, epoch: int) -> Iterato
             yield rollouts.rows(members)
 
 
-def microbatches(rollouts: Rollouts, budget: int, whole_groups: bool = False) -> list[Tensor]:
+def microbatches(
+    rollouts: Rollouts, budget: int, whole_groups: bool = False, shared_prefix: bool = False
+) -> list[Tensor]:
     """Row indices cut so that each part holds at most `budget` prompt and completion tokens (one row may exceed it).
 
-    Rows are taken longest first, so that a part is padded little; with `whole_groups` a group is never split.
+    Rows are taken longest first, so that a part is padded little; with `whole_groups` a group is never split. With
+    `shared_prefix` nothing is padded and a group's prompt counts once in each part that has rows of the group: whole
+    groups are taken where one fits the budget, and a group that does not is cut into as few parts as it takes.
     """
-    groups = rollouts["groups"].tolist()
-    cost = [len(rollouts.prompts[g].tokens) + n for g, n in zip(groups, rollouts["lengths"].tolist(), strict=True)]
+    groups, lengths = rollouts["groups"].tolist(), rollouts["lengths"].tolist()
+    prompt = [len(p.tokens) for p in rollouts.prompts]
     units: list[list[int]]
-    if whole_groups:
+    if whole_groups or shared_prefix:
         members: dict[int, list[int]] = {}
         for row, group in enumerate(groups):
             members.setdefault(group, []).append(row)
         units = list(members.values())
+        if not whole_groups:
+            units = [piece for unit in units for piece in _cut(unit, lengths, budget - prompt[groups[unit[0]]])]
     else:
         units = [[row] for row in range(len(groups))]
-    units.sort(key=lambda unit: -max(cost[r] for r in unit))
+
+    def longest(unit: list[int]) -> int:
+        return max(prompt[groups[r]] + lengths[r] for r in unit)
+
+    def tokens(unit: list[int]) -> int:
+        return prompt[groups[unit[0]]] + sum(lengths[r] for r in unit)
+
+    units.sort(key=lambda unit: -(tokens(unit) if shared_prefix else longest(unit)))
     parts: list[list[int]] = []
-    width = 0
+    width = total = 0
     for unit in units:
-        if not parts or width * (len(parts[-1]) + len(unit)) > budget:
+        total += tokens(unit)
+        if not parts or (total if shared_prefix else width * (len(parts[-1]) + len(unit))) > budget:
             parts.append([])
-            width = max(cost[r] for r in unit)
+            width, total = longest(unit), tokens(unit)
         parts[-1] += unit
     return [torch.tensor(sorted(p), device=rollouts["groups"].device) for p in parts]
+
+
+def _cut(rows: list[int], lengths: list[int], room: int) -> list[list[int]]:
+    """Rows in order, cut where the sum of their lengths would exceed `room`."""
+    pieces: list[list[int]] = []
+    total = 0
+    for row in rows:
+        total += lengths[row]
+        if not pieces or total > room:
+            pieces.append([])
+            total = lengths[row]
+        pieces[-1].append(row)
+    return pieces
 
 
 def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector: Collector) -> Tensor:
@@ -192,7 +220,8 @@ def _score_live(run: Run, rollouts: Rollouts, columns: set[str]) -> dict[str, Te
     alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
     out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
     own = {"logp" if c == "logp_old" else c for c in columns - {"logp_ref"}}
-    for rows in microbatches(rollouts.rows(alive), run.settings.update.tokens_per_microbatch):
+    budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
+    for rows in microbatches(rollouts.rows(alive), budget, shared_prefix=shared):
         micro = rollouts.rows(alive[rows])
         found = run.policy.score(micro, own) if own else {}
         found = found | (run.reference().score(micro) if "logp_ref" in columns else {})

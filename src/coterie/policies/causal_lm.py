@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from coterie.errors import PolicyError
 from coterie.policies import tokenizers
 from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
-from coterie.policies.logprobs import rows_per_chunk, score_hidden
-from coterie.policies.packing import pack
+from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear
+from coterie.policies.packing import pack, pack_groups
+from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
 from coterie.rollout.engines.base import Generation, Request
 from coterie.rollout.engines.local import LocalEngine, evaluating
@@ -37,8 +38,12 @@ class CausalLM:
         self.engine = LocalEngine(model, tokenizer, context=_context(model, spec))
         with evaluating(model):
             self._split = SplitModel(model)
+            self._shared = SharedPrefix(self._split) if spec.shared_prefix else None
         if spec.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            settings: dict[str, Any] = {"use_reentrant": False}
+            if self._shared is not None:
+                settings["context_fn"] = self._shared.checkpoint_contexts
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
             for layer in self._checkpointed_layers():
                 _disable_own_dropout(layer)
 
@@ -54,6 +59,11 @@ class CausalLM:
     @property
     def has_adapters(self) -> bool:
         return hasattr(self.model, "get_base_model")
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether scoring encodes the prompt of a group once, however many rollouts answer it."""
+        return self._shared is not None and self._shared.exact and self._split.exact
 
     @property
     def tolerance(self) -> float:
@@ -158,15 +168,26 @@ class CausalLM:
         want: Collection[str],
     ) -> dict[str, Tensor]:
         groups, tokens, mask = (x.to(self.device) for x in (groups, tokens, mask))
-        ids, row, column = pack(prompts, groups, tokens, mask)
         chosen = tokens[mask]
         if self._split.exact:
-            hidden = self._split.body(ids)[row, column]
-            chunk = rows_per_chunk(self._split.vocabulary, self.device)
-            scores = score_hidden(hidden, self._head, chosen, sampling, want, chunk)
+            hidden = self._hidden(prompts, groups, tokens, mask)
+            weight = self._split.linear_head
+            if weight is not None and not sampling.truncates:
+                scores = score_linear(hidden, weight, chosen, sampling, want, self.engine.forbid)
+            else:
+                chunk = rows_per_chunk(self._split.vocabulary, self.device)
+                scores = score_hidden(hidden, self._head, chosen, sampling, want, chunk)
         else:
-            scores = self._score_whole(ids, row, column, chosen, sampling, want)
+            scores = self._score_whole(*pack(prompts, groups, tokens, mask), chosen, sampling, want)
         return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in scores.items()}
+
+    def _hidden(self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The hidden states that predict the decisions, in row-major order of `mask`. [N,H]"""
+        if self._shared is not None and self.shares_prefix and len(groups) > len(groups.unique()) and mask.any():
+            packed = pack_groups(prompts, groups, tokens, mask)
+            return self._shared.body(packed)[packed.at]
+        ids, row, column = pack(prompts, groups, tokens, mask)
+        return self._split.body(ids)[row, column]
 
     def _score_whole(
         self, ids: Tensor, row: Tensor, column: Tensor, chosen: Tensor, sampling: Sampling, want: Collection[str]

@@ -38,6 +38,9 @@ class ModelSpec(BaseModel):
     """`auto` is CUDA where there is one, else the CPU."""
     lora: LoraSpec | None = None
     gradient_checkpointing: bool = False
+    shared_prefix: bool = True
+    """Encode the prompt of a group once when scoring its rollouts: the same values, less work. Models that cannot are
+    found out and score row by row."""
     attn: str | None = None
     """Attention implementation, as transformers names them (sdpa, eager, flash_attention_2, ...)."""
     trust_remote_code: bool = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from coterie.rollout.engines.sampling import measure
@@ -57,3 +59,93 @@ def score_hidden(
 
 def _result_dtype(hidden: Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+_FORBIDDEN = -1e30
+"""A logit whose probability is exactly 0, and finite, so that 0 log 0 is 0 without a special case."""
+
+
+def kept_logits(device: torch.device) -> int:
+    """Most logits kept for the backward pass: above this they are made again. 2^25 are 128 MiB in float32."""
+    return 2**25 if device.type == "cpu" else 2**28
+
+
+def score_linear(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    sampling: Sampling,
+    want: Collection[str] = ("logp", "entropy"),
+    forbid: Sequence[int] = (),
+) -> dict[str, Tensor]:
+    """`score_hidden` for a head that is a matrix product alone: hidden [N,H], weight [V,H] -> {"logp", "entropy"} [N].
+
+    The gradients are written out, d logp_c / d z_v = [v=c] - p_v and d entropy / d z_v = -p_v (log p_v + entropy), and
+    go through each chunk of logits once, in place. `sampling` must not truncate. `forbid` are tokens with probability
+    0. Logits are kept for the backward pass while all of them are few, else made again. Differentiable once.
+    """
+    temperature = sampling.temperature or 1.0
+    banned = torch.tensor(tuple(forbid), dtype=torch.long, device=hidden.device)
+    logp, entropy = _ScoreLinear.apply(hidden, weight, tokens, temperature, banned, "entropy" in want)
+    return {name: {"logp": logp, "entropy": entropy}[name] for name in want}
+
+
+class _ScoreLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, banned: Tensor, entropic: bool
+    ) -> tuple[Tensor, Tensor]:
+        rows = max(64, rows_per_chunk(len(weight), hidden.device) // 4)
+        parts = list(zip(hidden.split(rows), tokens.split(rows), strict=True)) if len(hidden) else []
+        keep = any(ctx.needs_input_grad[:2]) and hidden.shape[0] * len(weight) <= kept_logits(hidden.device)
+        logp = hidden.new_empty(len(hidden), dtype=_result_dtype(hidden))
+        sums, entropy, kept = torch.empty_like(logp), torch.zeros_like(logp), []
+        for number, (states, ids) in enumerate(parts):
+            at = slice(number * rows, number * rows + len(ids))
+            logits = _logits(states, weight, temperature, banned)
+            sums[at] = logits.logsumexp(-1)
+            logp[at] = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - sums[at]
+            if entropic:
+                probs = (logits - sums[at].unsqueeze(-1)).exp_()
+                entropy[at] = sums[at] - probs.mul_(logits).sum(-1)
+            if keep:
+                kept.append(logits)
+        ctx.save_for_backward(hidden, weight, tokens, banned, sums, entropy, *kept)
+        ctx.temperature, ctx.rows, ctx.entropic = temperature, rows, entropic
+        return logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dlogp: Tensor, dentropy: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, tokens, banned, sums, entropy, *kept = ctx.saved_tensors
+        dhidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # Chunks are summed in float32: in bfloat16 a long sum would lose its small terms.
+        dweight = weight.new_zeros(weight.shape, dtype=sums.dtype) if ctx.needs_input_grad[1] else None
+        for number, states in enumerate(hidden.split(ctx.rows) if len(hidden) else ()):
+            at = slice(number * ctx.rows, number * ctx.rows + len(states))
+            logits = kept[number] if kept else _logits(states, weight, ctx.temperature, banned)
+            logps = logits - sums[at].unsqueeze(-1)
+            up = dlogp[at].unsqueeze(-1) / ctx.temperature
+            if ctx.entropic:
+                side = dentropy[at].unsqueeze(-1) / ctx.temperature
+                slope = (logps + entropy[at].unsqueeze(-1)).mul_(side).add_(up).neg_()
+                slope.mul_(logps.exp_())
+            else:
+                slope = logps.exp_().mul_(-up)
+            slope.scatter_add_(-1, tokens[at].unsqueeze(-1), up)
+            slope = slope.to(hidden.dtype)
+            if dhidden is not None:
+                torch.mm(slope, weight, out=dhidden[at])
+            if dweight is not None and dweight.dtype == slope.dtype:
+                dweight.addmm_(slope.T, states)
+            elif dweight is not None:
+                dweight += slope.T @ states
+        return dhidden, None if dweight is None else dweight.to(weight.dtype), None, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float, banned: Tensor) -> Tensor:
+    """In float32, over the temperature. (.to copies only a half-precision product)"""
+    logits = (hidden @ weight.T).to(_result_dtype(hidden))
+    if temperature != 1.0:
+        logits /= temperature
+    return logits.index_fill_(-1, banned, _FORBIDDEN) if len(banned) else logits

@@ -52,6 +52,13 @@ class SplitModel:
             logits = self.cap * torch.tanh(logits / self.cap)
         return logits
 
+    @property
+    def linear_head(self) -> Tensor | None:
+        """The [V,H] matrix that is all of the head, or None where the head does more (an adapter, a bias, a scale)."""
+        output = self.base.get_output_embeddings()
+        bare = type(output) is torch.nn.Linear and output.bias is None and not output._forward_hooks
+        return output.weight if bare and self.scale is self.divisor is self.cap is None else None
+
     def full_logits(self, ids: Tensor) -> Tensor:
         """Logits [B,T,V] by the model's own forward."""
         flag = {"use_cache": False} if self.takes_cache_flag else {}

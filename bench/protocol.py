@@ -1,0 +1,31 @@
+"""How a worker process talks with the bench: JSON lines, a command in and an answer out. Standard library only."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+
+class Channel:
+    """The worker's end. Whatever else prints goes to standard error, so that the answers stay clean."""
+
+    def __init__(self) -> None:
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def reply(self, **values: Any) -> None:
+        print(json.dumps(values), file=self._answers, flush=True)
+
+    def wait(self) -> str:
+        """The next command: "step" or "eval". Leaves the process when the bench closes its end."""
+        line = sys.stdin.readline()
+        if not line:
+            sys.exit(0)
+        return line.strip()
+
+
+def read_rows(path: str) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
