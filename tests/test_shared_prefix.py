@@ -170,11 +170,12 @@ def test_gradient_checkpointing_recomputes_with_the_layout_of_the_forward(family
             for x, p in ((got, checked), (want, plainly))
         )
         again = torch.autograd.grad(got.sum(), checked.trainable_parameters())
-        assert torch.equal(got, want)
-        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
+        assert torch.allclose(got, want, atol=1e-5)
+        largest = max(float(b.abs().max()) for b in theirs)
+        assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(ours, theirs, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
     assert len(calls) == 6 and calls[0] == calls[2] == calls[3]
-    assert checked.model.config._attn_implementation != "coterie_shared_prefix"
+    assert checked.model.config._attn_implementation != "coterie"
 
 
 def test_adapters_get_the_gradients_of_padded_rows() -> None:

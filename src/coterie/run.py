@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from coterie import wiring
 from coterie.checkpoint import load_state, save_state
 from coterie.errors import RecipeError, did_you_mean
+from coterie.hardware import reuse_freed_memory
 from coterie.optim.master import MasterWeights, optimize
 from coterie.pieces import BoundPiece
 from coterie.policies.causal_lm import CausalLM
@@ -130,6 +131,7 @@ def _pack(rollouts: Rollouts) -> dict[str, Any]:
 
 def use_threads(recipe: Recipe) -> None:
     """CPU threads of torch, as the recipe says. Sums depend on their number, so a resumed run uses the same."""
+    reuse_freed_memory()
     if recipe.settings.threads is not None:
         torch.set_num_threads(recipe.settings.threads)
 

@@ -35,10 +35,10 @@ class CausalLM:
     def __init__(self, model: Any, tokenizer: Any, spec: ModelSpec) -> None:
         self.model, self.tokenizer, self.spec = model, tokenizer, spec
         self.version = 0
-        self.engine = LocalEngine(model, tokenizer, context=_context(model, spec))
         with evaluating(model):
             self._split = SplitModel(model)
             self._shared = SharedPrefix(self._split) if spec.shared_prefix else None
+        self.engine = LocalEngine(model, tokenizer, context=_context(model, spec), shared=self._shared)
         if spec.gradient_checkpointing:
             settings: dict[str, Any] = {"use_reentrant": False}
             if self._shared is not None:
@@ -185,7 +185,7 @@ class CausalLM:
         """The hidden states that predict the decisions, in row-major order of `mask`. [N,H]"""
         if self._shared is not None and self.shares_prefix and len(groups) > len(groups.unique()) and mask.any():
             packed = pack_groups(prompts, groups, tokens, mask)
-            return self._shared.body(packed)[packed.at]
+            return self._shared.body(packed)
         ids, row, column = pack(prompts, groups, tokens, mask)
         return self._split.body(ids)[row, column]
 

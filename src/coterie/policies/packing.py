@@ -72,7 +72,7 @@ def pack_groups(prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor
     bundles = []
     start, last = np.zeros(len(fed), dtype=np.int64), np.zeros(len(fed), dtype=np.int64)
     here = place = 0
-    for names in _bundles(prompts, members, fed, 2**17 if device.type == "cpu" else 2**26):
+    for names in _bundles(prompts, members, fed, 2**21 if device.type == "cpu" else 2**26):
         sizes = [len(prompts[g]) for g in names]
         rows = max(len(members[g]) for g in names)
         length = max(int(fed[r]) for g in names for r in members[g])

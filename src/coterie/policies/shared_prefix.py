@@ -1,69 +1,46 @@
 """A decoder run on one packed row in which the prompt of a group stands once (Prefix Grouper, arXiv:2506.05433).
 
-Everything position-wise (embeddings, norms, projections, RoPE, MLP) runs on each real token once, by transformers' own
-code; attention is replaced through transformers' attention interface by `two_part_attention`. Values and gradients are
-those of G separate rows.
+Everything position-wise runs on each real token once, by transformers' own code; attention is `two_part_attention`.
+Values and gradients are those of G separate rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar, Token
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from coterie.policies.attention import Attention, Rule, attending, current, register
+from coterie.policies.llama import Llama
 from coterie.policies.packing import PackedGroups, pack, pack_groups
 from coterie.policies.split import SplitModel
-from coterie.policies.two_part import Layout, Rule, two_part_attention
+from coterie.policies.two_part import Layout, two_part_attention
 from coterie.rollout.engines.decode import accepted_arguments
-
-NAME = "coterie_shared_prefix"
-"""Under this name transformers finds our attention, and, as no mask function goes by it, makes no mask."""
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 """Of the self-check, in units of the largest hidden value; float64 models still have norms in float32."""
 
-_layout: ContextVar[Layout] = ContextVar("layout")
-_windows: ContextVar[list[int | None]] = ContextVar("windows")
+
+class _TwoPart:
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        return two_part_attention(q, k, v, self.layout, rule)
 
 
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1,H,L,D], key and value [1,K,L,D] -> [1,L,H,D]."""
-    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
-    if (seen := _windows.get(None)) is not None:
-        seen.append(sliding_window)
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return two_part_attention(q, k, v, _layout.get(), rule).unsqueeze(0), None
+class _Recording(_TwoPart):
+    """Also notes the sliding window of each layer that asks."""
 
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
+        self.windows: dict[int, int | None] = {}
 
-class _Using(AbstractContextManager[None]):
-    """Attention by `layout` inside; may be entered again and again, as recomputing a checkpointed layer does."""
-
-    def __init__(self, config: Any, layout: Layout) -> None:
-        self.config, self.layout = config, layout
-        self.before: list[tuple[str | None, Token[Layout]]] = []
-
-    def __enter__(self) -> None:
-        self.before.append((self.config._attn_implementation, _layout.set(self.layout)))
-        self.config._attn_implementation = NAME
-
-    def __exit__(self, *_: object) -> None:
-        name, token = self.before.pop()
-        self.config._attn_implementation = name
-        _layout.reset(token)
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        self.windows[layer] = rule.window
+        return super().__call__(layer, q, k, v, rule)
 
 
 class SharedPrefix:
@@ -75,52 +52,65 @@ class SharedPrefix:
 
     def __init__(self, split: SplitModel) -> None:
         self.split = split
+        self.llama: Llama | None = None
         self.exact = split.exact and self._agrees()
+        if self.exact and Llama.fits(self.decoder):
+            self.llama = Llama(self.decoder)
+            if not self._agrees():
+                self.llama = None
+
+    @property
+    def decoder(self) -> Any:
+        return self.split.base.get_decoder()
+
+    @property
+    def config(self) -> Any:
+        return self.decoder.config
 
     def body(self, packed: PackedGroups) -> Tensor:
-        """Last hidden states [L,H] of the packed row."""
-        decoder = self.split.base.get_decoder()
-        with _Using(decoder.config, packed.layout):
-            out = decoder(input_ids=packed.ids, position_ids=packed.positions, use_cache=False)
-        return out.last_hidden_state[0]
+        """Last hidden states [N,H] that predict the decisions."""
+        return self.run(packed.ids, packed.positions, _TwoPart(packed.layout), packed.at)
+
+    def run(self, ids: Tensor, positions: Tensor, attention: Attention, at: Tensor) -> Tensor:
+        """Last hidden states [N,H] at `at` [N] of one row of tokens: ids and positions [1,L], attention as given."""
+        checkpointing = torch.is_grad_enabled() and getattr(self.decoder, "gradient_checkpointing", False)
+        if self.llama is not None and not self.llama.hooked and not checkpointing:
+            rows, back = at.unique(return_inverse=True)
+            return self.llama(ids, positions, attention, rows).index_select(0, back)
+        with attending(self.config, attention):
+            out = self.decoder(input_ids=ids, position_ids=positions, use_cache=False)
+        return out.last_hidden_state[0][at]
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """`context_fn` of torch's checkpoint: a layer made again in the backward pass sees its forward's layout."""
-        layout = _layout.get(None)
-        config = self.split.base.get_decoder().config
-        return nullcontext(), nullcontext() if layout is None else _Using(config, layout)
+        """`context_fn` of torch's checkpoint: a layer made again in the backward pass attends as in its forward."""
+        attention = current()
+        return nullcontext(), nullcontext() if attention is None else attending(self.config, attention)
 
     @torch.no_grad()
     def _agrees(self) -> bool:
-        decoder = self.split.base.get_decoder()
-        config = decoder.config
-        layers = getattr(config, "num_hidden_layers", None)
+        layers = getattr(self.config, "num_hidden_layers", None)
         goes_through = getattr(self.split.base, "_supports_attention_backend", False)
-        if layers is None or not goes_through or not {"position_ids", "input_ids"} <= accepted_arguments(decoder):
+        takes = accepted_arguments(self.decoder)
+        if layers is None or not goes_through or not {"position_ids", "input_ids"} <= takes:
             return False
-        _register(_attend)
+        register()
         device = self.split.model.device
-        prompts = [(3, 1, 4, 1, 5), (9, 2)]
+        prompts = [tuple(i % self.split.vocabulary for i in p) for p in ((3, 1, 4, 1, 5), (9, 2))]
         groups = torch.tensor([0, 0, 1, 1, 1], device=device)
         tokens = (torch.arange(20, device=device) * 7 % 11).view(5, 4) % self.split.vocabulary
         mask = torch.arange(4, device=device) < torch.tensor([[4], [2], [3], [1], [4]], device=device)
-        prompts = [tuple(i % self.split.vocabulary for i in p) for p in prompts]
         ids, row, column = pack(prompts, groups, tokens, mask)
         want = self.split.body(ids)[row, column]
         packed = pack_groups(prompts, groups, tokens, mask)
-        token = _windows.set([])
-        try:
-            got = self.body(packed)[packed.at]
-            windows = _windows.get()
-        finally:
-            _windows.reset(token)
-        if windows != _declared_windows(config, layers):
+        attention = _Recording(packed.layout)
+        got = self.run(packed.ids, packed.positions, attention, packed.at)
+        if attention.windows != _declared_windows(self.config, layers):
             return False
         limit = _TOLERANCE.get(want.dtype, 0.1) * float(want.abs().max())
         return bool(((got - want).abs() <= limit).all())
 
 
-def _declared_windows(config: Any, layers: int) -> list[int | None] | None:
+def _declared_windows(config: Any, layers: int) -> dict[int, int | None] | None:
     """The sliding window of each layer. The check's few tokens fit in any window, so this is compared separately."""
     window = getattr(config, "sliding_window", None)
     types = (
@@ -128,10 +118,4 @@ def _declared_windows(config: Any, layers: int) -> list[int | None] | None:
     )
     if not set(types) <= {"full_attention", "sliding_attention"}:
         return None
-    return [window if kind == "sliding_attention" else None for kind in types]
-
-
-def _register(attend: Callable[..., Any]) -> None:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+    return {layer: window if kind == "sliding_attention" else None for layer, kind in enumerate(types)}

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from coterie.policies.attention import Rule
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -64,17 +66,9 @@ class Layout:
         return x if self.slot is None else x.index_select(0, self.slot)
 
 
-class Rule(NamedTuple):
-    """What an architecture does to scores: a factor, a sliding window, a soft cap (arXiv:2408.00118)."""
-
-    scaling: float
-    window: int | None = None
-    softcap: float | None = None
-
-
 def block_elements(device: torch.device) -> int:
     """Scores held at once: few enough for a CPU's caches, many enough to fill an accelerator."""
-    return 2**19 if device.type == "cpu" else 2**27
+    return 2**20 if device.type == "cpu" else 2**27
 
 
 def two_part_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> Tensor:

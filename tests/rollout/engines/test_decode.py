@@ -4,8 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
+from coterie.policies.causal_lm import CausalLM
+from coterie.policies.loading import LoraSpec, ModelSpec
+from coterie.policies.shared_prefix import SharedPrefix
+from coterie.policies.split import SplitModel
 from coterie.policies.tiny import TinySpec, build
-from coterie.rollout.engines.decode import DecodeState
+from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
 
 
 def gemma2():
@@ -26,42 +30,120 @@ def gemma2():
 
 
 MODELS = {
-    family: lambda f=family: build(TinySpec(family=f, vocabulary="abcdefgh"), 0)[0] for family in ("llama", "gpt2")
+    family: lambda f=family: build(TinySpec(family=f, vocabulary="abcdefgh"), 0)[0]
+    for family in ("llama", "qwen3", "gpt2")
 }
 MODELS["gemma2"] = gemma2
 
 
+class Cached:
+    """transformers' cache."""
+
+    def __init__(self, model):
+        self.model, self.decoder = model, CachedDecoder(model)
+
+
+class Shared(Cached):
+    """Stretches that rows share."""
+
+    def __init__(self, model):
+        shared = SharedPrefix(SplitModel(model))
+        assert shared.exact
+        self.model, self.decoder = model, SharedDecoder(shared)
+
+
 @torch.no_grad()
-def check(state, histories):
+def check(model, state, histories):
     """The state predicts what the model does after each whole history, alone and unpadded."""
-    assert state.lengths.tolist() == [len(h) for h in histories]
+    assert len(state) == len(histories)
     for logits, history in zip(state.logits, histories, strict=True):
-        assert torch.allclose(logits, state.model(torch.tensor([history])).logits[0, -1], atol=1e-5)
+        assert torch.allclose(logits, model(torch.tensor([history])).logits[0, -1], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [Cached, Shared])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("padded", [True, False])
-def test_rows_fork_step_and_leave_mid_sequence(name, padded):
+def test_rows_fork_step_and_leave_mid_sequence(kind, name, padded):
     model = MODELS[name]()
+    decoder = kind(model).decoder
     histories = [[1, 3, 4, 5, 6], [1, 7, 8] if padded else [1, 7, 8, 9, 3], [1, 9, 3, 4, 4]]
     with torch.inference_mode():
-        state = DecodeState.prefill(model, histories, model.device)
-        check(state, histories)
-        assert (state.mask is not None) == padded
+        state = decoder.prefill(histories)
+        check(model, state, histories)
 
         branches = state.fork(torch.tensor([1, 1, 0]))
         grown = [[*histories[1], 5], [*histories[1], 6], [*histories[0], 7]]
-        branches.step(torch.tensor([5, 6, 7]))
-        check(branches, grown)
-        check(state, histories)  # forking left it alone
+        decoder.step([branches], [torch.tensor([5, 6, 7])])
+        check(model, branches, grown)
+        check(model, state, histories)  # forking left it alone
 
-        twigs = branches.fork(torch.tensor([2, 0]))
-        twigs.step(torch.tensor([3, 4]))
-        check(twigs, [[*grown[2], 3], [*grown[0], 4]])
+        twigs = branches.fork(torch.tensor([2, 0, 2]))
+        decoder.step([twigs], [torch.tensor([3, 4, 5])])
+        check(model, twigs, [[*grown[2], 3], [*grown[0], 4], [*grown[2], 5]])
+        check(model, branches, grown)
 
-        branches.keep(torch.tensor([1]))
-        branches.step(torch.tensor([8]))
-        check(branches, [[*grown[1], 8]])
+        leaves = twigs.fork(torch.tensor([1, 1]))
+        decoder.step([leaves, state], [torch.tensor([3, 7]), torch.tensor([8, 8, 8])])  # two states in one pass
+        check(model, leaves, [[*grown[0], 4, 3], [*grown[0], 4, 7]])
+        check(model, state, [[*h, 8] for h in histories])
 
-        state.step(torch.tensor([8, 8, 8]))
-        check(state, [[*h, 8] for h in histories])
+        leaves.keep(torch.tensor([1]))
+        for token in (3, 4, 5, 6, 7):  # past every sliding window
+            decoder.step([leaves], [torch.tensor([token])])
+        check(model, leaves, [[*grown[0], 4, 7, 3, 4, 5, 6, 7]])
+
+
+def test_a_fork_copies_nothing_of_what_lies_before_it():
+    model = MODELS["llama"]()
+    decoder = Shared(model).decoder
+    with torch.inference_mode():
+        state = decoder.prefill([[1, 3, 4, 5], [1, 4, 4]]).fork(torch.tensor([0, 1]))
+        decoder.step([state], [torch.tensor([5, 6])])
+        prompt, own = state.shared[0].keys[0].data_ptr(), state.keys[0].data_ptr()
+        twin = state.fork(torch.tensor([1, 1, 0, 1]))
+        assert [s.keys[0].data_ptr() for s in twin.shared] == [prompt, own]
+
+
+def test_both_ways_on_after_a_fork():
+    """The rows forked from and the rows forked to each go on by themselves."""
+    model = MODELS["llama"]()
+    decoder = Shared(model).decoder
+    with torch.inference_mode():
+        trunk = decoder.prefill([[1, 3, 4]]).fork(torch.tensor([0]))
+        decoder.step([trunk], [torch.tensor([5])])
+        branch = trunk.fork(torch.tensor([0]))
+        decoder.step([trunk, branch], [torch.tensor([6]), torch.tensor([7])])
+        decoder.step([trunk, branch], [torch.tensor([3]), torch.tensor([3])])
+        check(model, trunk, [[1, 3, 4, 5, 6, 3]])
+        check(model, branch, [[1, 3, 4, 5, 7, 3]])
+
+
+def test_stretches_nobody_continues_are_let_go():
+    model = MODELS["llama"]()
+    decoder = Shared(model).decoder
+    histories = [[1, 3, 4], [1, 5], [1, 6, 7, 8], [1, 9, 3], [1, 4]]
+    with torch.inference_mode():
+        state = decoder.prefill(histories).fork(torch.tensor([0, 0, 1, 2, 3, 4]))
+        decoder.step([state], [torch.tensor([5, 6, 7, 8, 9, 3])])
+        state.keep(torch.tensor([3, 5]))
+        assert len(state.shared[0].keys[0]) == 2
+        decoder.step([state], [torch.tensor([4, 5])])
+        check(model, state, [[*histories[2], 8, 4], [*histories[4], 3, 5]])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_packed_weights_follow_the_weights(adapted):
+    policy = CausalLM.load(
+        ModelSpec(init=TinySpec(family="qwen3", vocabulary="abcdefgh"), lora=LoraSpec(r=2) if adapted else None)
+    )
+    decoder = policy.engine.decoder
+    assert decoder.packed is not None
+    for change in (0.0, 0.3):
+        with torch.no_grad():
+            for i, p in enumerate(policy.trainable_parameters()):
+                p.add_(change * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        with torch.inference_mode():
+            state = decoder.prefill([[1, 3, 4]])
+            decoder.step([state], [torch.tensor([5])])
+            assert decoder.packed.made is not None
+            check(policy.model, state, [[1, 3, 4, 5]])

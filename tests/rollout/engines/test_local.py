@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from coterie.errors import PolicyError
+from coterie.policies.shared_prefix import SharedPrefix
+from coterie.policies.split import SplitModel
 from coterie.policies.tiny import TinySpec, build
 from coterie.rollout.engines.base import Request
 from coterie.rollout.engines.local import LocalEngine
@@ -14,13 +16,17 @@ from coterie.rollouts import Sampling
 CHARACTERS = "abcdefgh"
 
 
-@pytest.fixture
-def make_engine():
+@pytest.fixture(params=["shared", "cached"])
+def make_engine(request):
+    """Engines of both kinds: our attention over shared stretches, and transformers' own cache."""
+
     def make(family="llama", vocabulary=CHARACTERS, context=32, **settings):
         model, tokenizer = build(TinySpec(family=family, width=32, vocabulary=vocabulary, context=context), 3)
         with torch.no_grad():  # larger logits than a fresh model's, so that tokens are far from equally likely
             model.get_output_embeddings().weight.mul_(20)
-        return LocalEngine(model, tokenizer, **settings)
+        shared = SharedPrefix(SplitModel(model)) if request.param == "shared" else None
+        assert shared is None or shared.exact
+        return LocalEngine(model, tokenizer, shared=shared, **settings)
 
     return make
 
@@ -105,27 +111,54 @@ def test_specs_mix_in_one_batch(make_engine):
         assert torch.allclose(mixed.entropy[part, :width], single.entropy, atol=1e-5)
 
 
+def watch(engine):
+    """What goes through the model: the prompts of each prefill, and for each step how many rows."""
+    prefill, step = engine.decoder.prefill, engine.decoder.step
+    seen = []
+
+    def prefilling(prompts):
+        seen.append([list(p) for p in prompts])
+        return prefill(prompts)
+
+    def stepping(states, tokens):
+        seen.append(sum(len(t) for t in tokens))
+        step(states, tokens)
+
+    engine.decoder.prefill, engine.decoder.step = prefilling, stepping
+    return seen
+
+
 def test_each_distinct_prompt_is_encoded_once(make_engine):
     engine = make_engine(max_rows=3)
-    seen = []
-    engine.model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
-    )
+    seen = watch(engine)
     engine.generate([request((1, 3, 4), range(7)), request((1, 5, 6), (7,)), request((1, 3, 4), (8,))])
-    prefills = [row.tolist() for ids in seen if ids.shape[1] > 1 for row in ids]
-    assert sorted(prefills) == [[1, 3, 4], [1, 5, 6]]
-    assert max(len(ids) for ids in seen) <= 3
+    assert sorted(p for batch in seen if isinstance(batch, list) for p in batch) == [[1, 3, 4], [1, 5, 6]]
+    assert max(n for n in seen if isinstance(n, int)) <= 3
 
 
 def test_finished_rows_leave_the_batch(make_engine):
     engine = make_engine()
     force(engine, 4)
-    sizes = []
-    engine.model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    seen = watch(engine)
     engine.generate([request((1, 3), range(8), max_tokens=2), request((1, 4), range(8), max_tokens=6, temperature=0.0)])
-    assert sizes == [2, 16, 8, 8, 8, 8]
+    assert seen == [[[1, 3], [1, 4]], 16, 8, 8, 8, 8]
+
+
+def test_rows_that_wait_take_the_place_of_those_that_finish(make_engine):
+    """Eight places; four rows of two tokens end first, and four that waited are let in beside the other four."""
+    engine = make_engine(max_rows=8)
+    force(engine, 4)
+    seen = watch(engine)
+    made = engine.generate(
+        [
+            request((1, 3), range(4), max_tokens=2),
+            request((1, 4), range(4), max_tokens=6, temperature=0.0),
+            request((1, 3, 5), range(4), max_tokens=3),
+            request((1, 3, 6, 7), range(4), max_tokens=2),
+        ]
+    )
+    assert seen == [[[1, 3], [1, 4]], 8, [[1, 3, 5]], 4, 8, 8, [[1, 3, 6, 7]], 4, 4]
+    assert made.mask.sum(-1).tolist() == [2] * 4 + [6] * 4 + [3] * 4 + [2] * 4
 
 
 def force(engine, token):

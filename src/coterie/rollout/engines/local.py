@@ -1,7 +1,8 @@
-"""Our own engine, on any transformers causal LM: each prompt encoded once, its cache forked to its samples."""
+"""Our own engine, on any transformers causal LM: each prompt encoded once, its samples decoded together."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,20 +12,25 @@ import torch
 from torch import Tensor
 
 from coterie.errors import PolicyError
+from coterie.policies.shared_prefix import SharedPrefix
 from coterie.rollout.engines.base import Generation, Request
-from coterie.rollout.engines.decode import DecodeState
+from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
 from coterie.rollout.engines.sampling import draw, uniform, widen
 from coterie.rollout.engines.stops import StopStrings, stop_ids
 from coterie.rollouts import Sampling
 
-_WORTH_DROPPING = 8
-"""Finished rows leave the batch once they are an eighth of it: dropping copies the cache about as a step does."""
+_WORTH_MOVING = 8
+"""Finished rows leave their cohort, and waiting ones are let in, once they are an eighth of it or of the batch: moving
+rows costs about as much as a step does."""
 
 
 @dataclass
-class _Rows:
+class _Call:
     """What the rows of one call need, a tensor a field, [B]; and the buffers they fill, [B,T]."""
 
+    specs: list[Sampling]
+    ends: Tensor
+    stops: StopStrings
     seeds: Tensor
     spec: Tensor
     limit: Tensor
@@ -35,12 +41,51 @@ class _Rows:
     entropy: Tensor | None
 
 
+@dataclass
+class _Waiting:
+    """A prompt and rows of the call that complete it: all of them, or a part where `encoded`, which the parts share,
+    takes the state of the prompt when the first part comes in."""
+
+    prompt: tuple[int, ...]
+    rows: list[int]
+    limit: int
+    encoded: list[Any] | None = None
+
+
+@dataclass
+class _Cohort:
+    """Rows let in together: which rows of the call they are [n], which of them go on [n], what they took last [n]."""
+
+    state: Any
+    rows: Tensor
+    active: Tensor
+    tokens: Tensor
+    kept: int
+    """Cached tokens of the prompts."""
+    limit: int
+    taken: int = 0
+
+    @property
+    def cost(self) -> int:
+        return self.kept + len(self.rows) * self.limit
+
+    def drop_finished(self) -> None:
+        left = int(self.active.sum())
+        if not left or (len(self.rows) - left) * _WORTH_MOVING >= len(self.rows):
+            kept = self.active.nonzero().squeeze(-1)
+            self.rows, self.tokens, self.active = self.rows[kept], self.tokens[kept], self.active[kept]
+            if left:
+                self.state.keep(kept)
+
+
 class LocalEngine:
     """Samples from a transformers model, capturing log-probs (and entropies) of the distribution sampled from.
 
     Sampling is counter-based (see `sampling.uniform`): a seed gives the same tokens whatever else is in the batch, up
     to the last bits of the logits, which depend on batch shape in floating point. At most `max_rows` rows and
-    `max_cache_tokens` cached tokens are decoded at a time; the rest wait for the next wave. `forbid` are token ids that
+    `max_cache_tokens` cached tokens are decoded at a time; the rest wait in a queue and take the place of rows that
+    finish (continuous batching). With `shared`, where the model allows it, a prompt's keys and values are kept once for
+    all its samples. `forbid` are token ids that
     are never sampled (media placeholders, say); they leave the support, so scoring must leave them out too.
     `context` bounds prompt plus completion and defaults to the model's `max_position_embeddings`.
     """
@@ -54,8 +99,11 @@ class LocalEngine:
         max_cache_tokens: int = 2**18,
         forbid: Sequence[int] = (),
         context: int | None = None,
+        shared: SharedPrefix | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.shares_prefix = shared is not None and shared.exact
+        self.decoder: Any = SharedDecoder(shared) if shared is not None and shared.exact else CachedDecoder(model)
         self.max_rows, self.max_cache_tokens = max_rows, max_cache_tokens
         self.forbid = tuple(forbid)
         self.context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -80,7 +128,10 @@ class LocalEngine:
             raise PolicyError("nothing to generate: no request has a seed", where="LocalEngine")
         # Allocated outside inference mode: an inference tensor could not be used in a backward pass later.
         shape = (len(seeds), max(limit))
-        rows = _Rows(
+        call = _Call(
+            list(specs),
+            torch.tensor(self.stop_ids, dtype=torch.int64, device=device),
+            StopStrings(self.tokenizer, list(specs)),
             torch.tensor(seeds, dtype=torch.int64, device=device),
             torch.tensor(spec, device=device),
             torch.tensor(limit, device=device),
@@ -91,27 +142,20 @@ class LocalEngine:
             torch.zeros(shape, dtype=_float(self.model.dtype), device=device) if entropy else None,
         )
         with torch.inference_mode(), evaluating(self.model):
-            for batch, wave in self._batches(prompts, limit):
-                state = DecodeState.prefill(self.model, batch, device)
-                owner = [i for i, prompt in enumerate(batch) for _ in prompts[prompt]]
-                members = [row for prompt in batch for row in prompts[prompt]]
-                for start in range(0, len(members), wave):
-                    part = slice(start, start + wave)
-                    forked = state.fork(torch.tensor(owner[part], device=device))
-                    self._decode(forked, torch.tensor(members[part], device=device), rows, list(specs))
-        if rows.logp.isnan().any():
+            self._run(self._queue(prompts, limit), call)
+        if call.logp.isnan().any():
             raise PolicyError(
                 "the model's logits are not numbers (NaN)",
                 where="LocalEngine",
                 hint="its weights diverged or overflow their dtype: lower the learning rate, go back to a checkpoint",
             )
-        width = int(rows.mask.any(0).sum())
+        width = int(call.mask.any(0).sum())
         return Generation(
-            rows.tokens[:, :width].clone(),
-            rows.mask[:, :width].clone(),
-            rows.logp[:, :width].clone(),
-            ~rows.stopped,
-            None if rows.entropy is None else rows.entropy[:, :width].clone(),
+            call.tokens[:, :width].clone(),
+            call.mask[:, :width].clone(),
+            call.logp[:, :width].clone(),
+            ~call.stopped,
+            None if call.entropy is None else call.entropy[:, :width].clone(),
         )
 
     def _room(self, request: Request) -> int:
@@ -131,72 +175,101 @@ class LocalEngine:
             )
         return min(request.sampling.max_tokens, left)
 
-    def _batches(
-        self, prompts: dict[tuple[int, ...], list[int]], limit: list[int]
-    ) -> Iterator[tuple[list[tuple[int, ...]], int]]:
-        """Split prompts into prefill batches within the bounds, short ones first (less padding), with a wave size."""
-        batch: list[tuple[int, ...]] = []
-        count, budget = 0, 0
+    def _queue(self, prompts: dict[tuple[int, ...], list[int]], limit: list[int]) -> deque[_Waiting]:
+        """Prompts with their rows, similar lengths side by side. More rows than the bounds allow at once are cut."""
+        queue: deque[_Waiting] = deque()
         for prompt in sorted(prompts, key=len):
             members = prompts[prompt]
-            tallest = max(budget, max(limit[i] for i in members))
-            fits = min(self.max_rows, self.max_cache_tokens // (len(prompt) + tallest))
-            if batch and count + len(members) > fits:
-                yield batch, self._wave(len(batch[-1]) + budget)
-                batch, count, tallest = [], 0, max(limit[i] for i in members)
-            batch.append(prompt)
-            count, budget = count + len(members), tallest
-        yield batch, self._wave(len(batch[-1]) + budget)
+            longest = max(limit[i] for i in members)
+            fits = max(1, min(self.max_rows, self.max_cache_tokens // (len(prompt) + longest)))
+            encoded: list[Any] | None = [] if len(members) > fits else None
+            queue += (_Waiting(prompt, members[i : i + fits], longest, encoded) for i in range(0, len(members), fits))
+        return queue
 
-    def _wave(self, tokens_per_row: int) -> int:
-        return max(1, min(self.max_rows, self.max_cache_tokens // tokens_per_row))
+    def _run(self, queue: deque[_Waiting], call: _Call) -> None:
+        """Decode until nobody waits and every row has ended."""
+        cohorts: list[_Cohort] = []
+        while queue or cohorts:
+            admitted = self._admit(queue, cohorts, call)
+            if cohorts:
+                self.decoder.step([c.state for c in cohorts], [c.tokens for c in cohorts])
+            cohorts += admitted
+            self._take(cohorts, call)
+            for cohort in cohorts:
+                cohort.drop_finished()
+            cohorts = [c for c in cohorts if len(c.rows)]
 
-    def _decode(self, state: DecodeState, ids: Tensor, rows: _Rows, specs: list[Sampling]) -> None:
-        """Run rows `ids` of the call to their ends. `active` marks those of the batch that are not finished."""
-        ends = torch.tensor(self.stop_ids, dtype=torch.int64, device=ids.device)
-        stops = StopStrings(self.tokenizer, specs)
-        active = torch.ones_like(ids, dtype=torch.bool)
-        for t in range(int(rows.limit[ids].max())):
-            tokens, logp, entropy = self._sample(state.logits, rows, ids, t, specs)
-            live = ids[active]
-            rows.tokens[live, t] = tokens[active]
-            rows.mask[live, t] = True
-            rows.logp[live, t] = logp[active]
-            if rows.entropy is not None and entropy is not None:
-                rows.entropy[live, t] = entropy[active]
-            stopped = torch.isin(tokens, ends) & active
-            if stops.any:
-                stopped |= stops.hit(rows.tokens, rows.spec, ids, active & ~stopped, t)
-            rows.stopped[ids[stopped]] = True
-            active &= ~stopped & (rows.limit[ids] > t + 1)
-            left = int(active.sum())
-            if not left:
-                return
-            if (len(ids) - left) * _WORTH_DROPPING >= len(ids):
-                kept = active.nonzero().squeeze(-1)
-                state.keep(kept)
-                ids, tokens, active = ids[kept], tokens[kept], active[kept]
-            state.step(tokens)
+    def _admit(self, queue: deque[_Waiting], cohorts: list[_Cohort], call: _Call) -> list[_Cohort]:
+        """Prefill as many of those who wait as there is room for, once the room is worth it: no cohort, or one."""
+        room = self.max_rows - sum(len(c.rows) for c in cohorts)
+        if not queue or (cohorts and room * _WORTH_MOVING < self.max_rows):
+            return []
+        tokens = self.max_cache_tokens - sum(c.cost for c in cohorts)
+        taken: list[_Waiting] = []
+        count = limit = kept = 0
+        while queue:
+            first = queue[0]
+            more, longest = count + len(first.rows), max(limit, first.limit)
+            copies = len(taken) + 1 if self.shares_prefix else more
+            full = more > room or copies * len(first.prompt) + more * longest > tokens
+            if (full and (taken or cohorts)) or (taken and first.encoded is not None):
+                break
+            taken.append(queue.popleft())
+            count, limit, kept = more, longest, copies * len(first.prompt)
+            if first.encoded is not None:
+                break
+        if not taken:
+            return []
+        device = call.seeds.device
+        rows = torch.tensor([i for w in taken for i in w.rows], device=device)
+        owner = torch.tensor([i for i, w in enumerate(taken) for _ in w.rows], device=device)
+        encoded = taken[0].encoded or [self.decoder.prefill([w.prompt for w in taken])]
+        if taken[0].encoded is not None:
+            taken[0].encoded[:] = encoded
+        return [_Cohort(encoded[0].fork(owner), rows, torch.ones_like(rows, dtype=torch.bool), rows, kept, limit)]
 
-    def _sample(
-        self, logits: Tensor, rows: _Rows, ids: Tensor, t: int, specs: list[Sampling]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Draw position `t` of rows `ids`, one spec's rows at a time."""
+    def _take(self, cohorts: list[_Cohort], call: _Call) -> None:
+        """One token for every row of every cohort, by one draw over all of them."""
+        rows = _cat([c.rows for c in cohorts])
+        place = _cat([torch.full_like(c.rows, c.taken) for c in cohorts])
+        active = _cat([c.active for c in cohorts])
+        tokens, logp, entropy = self._sample(_cat([c.state.logits for c in cohorts]), call, rows, place)
+        live, at = (rows, place) if bool(active.all()) else (rows[active], place[active])
+        call.tokens[live, at], call.mask[live, at] = tokens[active], True
+        call.logp[live, at] = logp[active]
+        if call.entropy is not None and entropy is not None:
+            call.entropy[live, at] = entropy[active]
+        stopped = torch.isin(tokens, call.ends) & active
+        sizes = [len(c.rows) for c in cohorts]
+        if call.stops.any:
+            parts = zip(cohorts, (active & ~stopped).split(sizes), strict=True)
+            stopped |= _cat([call.stops.hit(call.tokens, call.spec, c.rows, part, c.taken) for c, part in parts])
+        call.stopped[rows[stopped]] = True
+        active = active & ~stopped & (call.limit[rows] > place + 1)
+        for cohort, mine, ids in zip(cohorts, active.split(sizes), tokens.split(sizes), strict=True):
+            cohort.active, cohort.tokens, cohort.taken = mine, ids, cohort.taken + 1
+
+    def _sample(self, logits: Tensor, call: _Call, rows: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Draw position `place` of `rows`, one spec's rows at a time."""
         if self.forbid:
             logits = widen(logits).index_fill(-1, torch.tensor(self.forbid, device=logits.device), float("-inf"))
-        uniforms = uniform(rows.seeds[ids], t)
-        wanted = rows.entropy is not None
-        if len(specs) == 1:
-            return draw(logits, specs[0], uniforms, entropy=wanted)
-        tokens, logp = torch.empty_like(ids), torch.empty(len(ids), dtype=rows.logp.dtype, device=ids.device)
+        uniforms = uniform(call.seeds[rows], place)
+        wanted = call.entropy is not None
+        if len(call.specs) == 1:
+            return draw(logits, call.specs[0], uniforms, entropy=wanted)
+        tokens, logp = torch.empty_like(rows), torch.empty(len(rows), dtype=call.logp.dtype, device=rows.device)
         entropy = torch.empty_like(logp) if wanted else None
-        for number, sampling in enumerate(specs):
-            mine = (rows.spec[ids] == number).nonzero().squeeze(-1)
+        for number, sampling in enumerate(call.specs):
+            mine = (call.spec[rows] == number).nonzero().squeeze(-1)
             if len(mine):
                 tokens[mine], logp[mine], part = draw(logits[mine], sampling, uniforms[mine], entropy=wanted)
                 if entropy is not None and part is not None:
                     entropy[mine] = part
         return tokens, logp, entropy
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @contextmanager

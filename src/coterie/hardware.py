@@ -1,0 +1,22 @@
+"""Settings of the process that make the machine faster for us."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_TRIM, _TOP_PAD, _MMAP = -1, -2, -3  # of malloc.h
+
+
+def reuse_freed_memory() -> None:
+    """Let glibc keep freed memory instead of giving it back to the system after each large tensor.
+
+    By default a tensor above some megabytes is mapped anew each time, and the system zeroes it page by page: 5 to 10 %
+    of a training step on a CPU. The process then holds on to its peak. Does nothing where there is no glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        for setting, value in ((_MMAP, 2**30), (_TRIM, 2**31 - 1), (_TOP_PAD, 2**26)):
+            library.mallopt(setting, value)

@@ -1,0 +1,70 @@
+"""The gated MLP (SwiGLU, arXiv:2002.05202) in pieces of rows that stay in a CPU's caches, forward and backward.
+
+Between its products the MLP reads and writes tensors several times wider than the hidden states; done over all rows at
+once each of these passes goes to main memory. Two wide tensors a row are kept for the backward pass, not four.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
+
+
+def rows_at_once(width: int, device: torch.device) -> int:
+    """Rows whose wide tensors fit in a CPU's last cache together; all of them on an accelerator."""
+    return max(128, 2**20 // width) if device.type == "cpu" else 2**31
+
+
+def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """down(silu(gate x) * up x): x [L,H], gate and up [F,H], down [H,F] -> [L,H]. Differentiable once."""
+    return _GatedMLP.apply(x, gate, up, down)
+
+
+class _GatedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        size = rows_at_once(len(gate), x.device)
+        out, kept = torch.empty_like(x), []
+        for rows, target in zip(x.split(size), out.split(size), strict=True):
+            gates, values = rows @ gate.T, rows @ up.T
+            torch.mm(silu(gates).mul_(values), down.T, out=target)
+            kept += [gates, values] if any(ctx.needs_input_grad) else []
+        ctx.save_for_backward(x, gate, up, down, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gate, up, down, *kept = ctx.saved_tensors
+        size, dx = rows_at_once(len(gate), x.device), torch.empty_like(x)
+        weights = [w if need else None for w, need in zip((gate, up, down), ctx.needs_input_grad[1:], strict=True)]
+        sums = [None if w is None else torch.zeros_like(w, dtype=_wide(w)) for w in weights]
+        for number, (rows, slope) in enumerate(zip(x.split(size), grad.split(size), strict=True)):
+            gates, values = kept[2 * number : 2 * number + 2]
+            inner, active = slope @ down, silu(gates)
+            _add(sums[2], slope.T, active * values)
+            dvalues = inner * active
+            dgates = torch.ops.aten.silu_backward(inner.mul_(values), gates)
+            part = torch.mm(dvalues, up, out=dx[number * size : number * size + len(rows)])
+            part.addmm_(dgates, gate)
+            _add(sums[0], dgates.T, rows)
+            _add(sums[1], dvalues.T, rows)
+        return dx, *(None if s is None else s.to(x.dtype) for s in sums)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _add(total: Tensor | None, a: Tensor, b: Tensor) -> None:
+    """total += a b; sums over pieces are in float32 at least."""
+    if total is None:
+        return
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)

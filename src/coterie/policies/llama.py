@@ -1,0 +1,194 @@
+"""The decoder of the Llama family (Llama, Mistral, Qwen2, Qwen3) written out for one row of tokens without padding.
+
+transformers' modules keep the weights; this is the same computation with fewer operations, for models small enough that
+operations, not products, take the time. The model's linear layers are called as they are, so adapters act. Whoever uses
+it compares it with transformers' own forward first (see `SharedPrefix`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from coterie.policies.attention import Attention, Rule
+from coterie.policies.gated_mlp import gated_mlp
+
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+Linear = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Root-mean-square norm (arXiv:1910.07467)."""
+
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and x.dtype in (torch.float32, torch.float64):
+            return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return _RMSNorm.apply(x, self.weight, self.eps)
+
+
+@dataclass
+class Layer:
+    """One layer: norms, and its products as functions, so that they may be modules or packed weights."""
+
+    before: Norm
+    after: Norm
+    q_norm: Norm | None
+    k_norm: Norm | None
+    head: int
+    rule: Rule
+    qkv: Callable[[Tensor], tuple[Tensor, ...]]
+    out: Linear
+    mlp: Linear
+
+    def __call__(
+        self, number: int, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, rows: Tensor | None
+    ) -> Tensor:
+        """x [L,H] -> [L,H], or, of the last layer, of `rows` alone."""
+        q, k, v = (y.unflatten(-1, (-1, self.head)) for y in self.qkv(self.before(x)))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        found = attention(number, rotate(q, cos, sin), rotate(k, cos, sin), v, self.rule).flatten(1)
+        if rows is not None:
+            found, x = found.index_select(0, rows), x.index_select(0, rows)
+        x = x + self.out(found)
+        return x + self.mlp(self.after(x))
+
+
+class Llama:
+    """A decoder's layers. `fits` says whether a transformers decoder is built like this."""
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+        self.layers = [_layer(layer, decoder.config) for layer in decoder.layers]
+        self.watched = [m for layer in decoder.layers for m in (layer, layer.self_attn, layer.mlp)]
+
+    @staticmethod
+    def fits(decoder: Any) -> bool:
+        if {name for name, _ in decoder.named_children()} != {"embed_tokens", "layers", "norm", "rotary_emb"}:
+            return False
+        return all(
+            {n for n, _ in layer.named_children()} == _LAYER
+            and {n for n, _ in layer.mlp.named_children()} == _MLP
+            and {n for n, _ in layer.self_attn.named_children()} - {"q_norm", "k_norm"} == _ATTENTION
+            and all(map(_is_norm, (layer.input_layernorm, layer.post_attention_layernorm)))
+            for layer in decoder.layers
+        ) and _is_norm(decoder.norm)
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody watches or wraps the modules that are passed by here."""
+        return any(m._forward_hooks or m._forward_pre_hooks for m in self.watched)
+
+    def __call__(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        rows: Tensor | None = None,
+        layers: list[Layer] | None = None,
+    ) -> Tensor:
+        """ids and positions [1,L] -> last hidden states [L,H], or those of `rows` alone [N,H]."""
+        x = self.decoder.embed_tokens(ids)
+        cos, sin = (y[0].unsqueeze(1) for y in self.decoder.rotary_emb(x, positions))
+        x, half = x[0], sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        layers = self.layers if layers is None else layers
+        for number, layer in enumerate(layers):
+            x = layer(number, x, cos, sin, attention, rows if number == len(layers) - 1 else None)
+        return _norm(self.decoder.norm)(x)
+
+
+def _is_norm(module: Any) -> bool:
+    return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+
+
+def _norm(module: Any) -> Norm:
+    return Norm(module.weight, module.variance_epsilon)
+
+
+def _layer(module: Any, config: Any) -> Layer:
+    mine, mlp = module.self_attn, module.mlp
+    normed = hasattr(mine, "q_norm")
+    window = getattr(mine, "sliding_window", None)
+    if not hasattr(mine, "sliding_window"):
+        window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+    return Layer(
+        _norm(module.input_layernorm),
+        _norm(module.post_attention_layernorm),
+        _norm(mine.q_norm) if normed else None,
+        _norm(mine.k_norm) if normed else None,
+        mine.head_dim,
+        Rule(mine.scaling, window),
+        lambda x: (mine.q_proj(x), mine.k_proj(x), mine.v_proj(x)),
+        mine.o_proj,
+        lambda x: _mlp(mlp, x),
+    )
+
+
+def _mlp(module: Any, x: Tensor) -> Tensor:
+    linears = (module.gate_proj, module.up_proj, module.down_proj)
+    plain = all(type(m) is torch.nn.Linear and m.bias is None and not m._forward_hooks for m in linears)
+    if plain and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
+        return gated_mlp(x, *(m.weight for m in linears))
+    return module.down_proj(module.act_fn(module.gate_proj(x)) * module.up_proj(x))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (arXiv:2104.09864): x [L,h,D], cos and signed sin [L,1,D] -> [L,h,D]."""
+    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _rotated(x, cos, sin)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    out, half = x * cos, x.shape[-1] // 2
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, -sin), None, None
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Statistics in float32 for half precision, as transformers computes them; float64 stays float64."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        wide = scale.dtype
+        unit = x.to(wide) * scale
+        grad, factor = grad.to(wide), weight.to(wide)
+        product = grad * unit
+        dweight = product.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        along = (product @ factor).unsqueeze(-1).div_(x.shape[-1])
+        dx = torch.addcmul(grad * factor, unit, along, value=-1).mul_(scale)
+        return dx.to(x.dtype), dweight, None

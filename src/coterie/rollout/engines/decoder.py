@@ -1,0 +1,105 @@
+"""Prefill and step of a transformers model, with keys and values shared where its attention can be replaced by ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from coterie.policies.attention import Attention, Rule
+from coterie.policies.packing import PackedGroups, pack_groups
+from coterie.policies.shared_prefix import SharedPrefix
+from coterie.policies.two_part import two_part_attention
+from coterie.rollout.engines.decode import DecodeState
+from coterie.rollout.engines.packed import PackedWeights
+from coterie.rollout.engines.segments import Rows, Segments
+
+
+class State(Protocol):
+    """Rows about to take their next token, which `logits` [b,V] predict."""
+
+    logits: Tensor
+
+    def __len__(self) -> int: ...
+    def fork(self, rows: Tensor) -> Any: ...
+    def keep(self, rows: Tensor) -> None: ...
+
+
+class CachedDecoder:
+    """Any causal LM, with transformers' own cache: a copy of the prompt's keys and values for each row."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> DecodeState:
+        return DecodeState.prefill(self.model, prompts, self.model.device)
+
+    def step(self, states: Sequence[DecodeState], tokens: Sequence[Tensor]) -> None:
+        for state, ids in zip(states, tokens, strict=True):
+            state.step(ids)
+
+
+class SharedDecoder:
+    """A model that passes the self-check of `SharedPrefix`: nothing is copied a row, nothing is padded."""
+
+    def __init__(self, shared: SharedPrefix) -> None:
+        self.shared = shared
+        self.packed = PackedWeights(shared.llama) if shared.llama is not None else None
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Rows:
+        """Encode non-empty prompts of any lengths in one forward pass without padding: one row a prompt."""
+        device = self.shared.split.model.device
+        each = torch.arange(len(prompts), device=device)
+        nothing = torch.zeros(len(prompts), 1, dtype=torch.int64, device=device)
+        packed = pack_groups(prompts, each, nothing, nothing == 0)
+        attention = _Prefill(packed, torch.tensor([len(p) for p in prompts], device=device))
+        hidden = self.shared.run(packed.ids, packed.positions, attention, packed.at)
+        prefix = Segments(attention.keys, attention.values, torch.zeros_like(each), attention.sizes, each)
+        return Rows([prefix], attention.sizes, self.shared.split.head(hidden), prefix.width)
+
+    def step(self, states: Sequence[Rows], tokens: Sequence[Tensor]) -> None:
+        """Append one token to every row of every state, in one forward pass, and predict the next."""
+        ids = tokens[0] if len(tokens) == 1 else torch.cat(list(tokens))
+        positions = states[0].positions if len(states) == 1 else torch.cat([s.positions for s in states])
+        logits = self.shared.split.head(self._forward(ids.unsqueeze(0), positions.unsqueeze(0), _Step(states)))
+        for state, part in zip(states, logits.split([len(s) for s in states]), strict=True):
+            state.advance(part)
+
+    def _forward(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        llama = self.shared.llama
+        if llama is None or llama.hooked:
+            return self.shared.run(ids, positions, attention, torch.arange(ids.shape[1], device=ids.device))
+        layers = self.packed.layers() if self.packed is not None else None
+        return llama(ids, positions, attention, layers=layers)
+
+
+class _Prefill:
+    """Causal attention within each prompt of a packed row; keeps keys and values a layer as [n,K,P,D]."""
+
+    def __init__(self, packed: PackedGroups, sizes: Tensor) -> None:
+        self.layout, self.sizes = packed.layout, sizes
+        offset = torch.arange(int(sizes.max()), device=sizes.device)
+        first = (packed.at - sizes + 1).unsqueeze(-1)
+        self.slots = first + offset.clamp_max(sizes.unsqueeze(-1) - 1)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        self.keys.append(k[self.slots].transpose(1, 2).contiguous())
+        self.values.append(v[self.slots].transpose(1, 2).contiguous())
+        return two_part_attention(q, k, v, self.layout, rule)
+
+
+class _Step:
+    """Each row's one token against its own context."""
+
+    def __init__(self, states: Sequence[Rows]) -> None:
+        self.states, self.sizes = states, [len(s) for s in states]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        if len(self.states) == 1:
+            return self.states[0].attend(layer, q, k, v, rule)
+        parts = zip(self.states, *(x.split(self.sizes) for x in (q, k, v)), strict=True)
+        return torch.cat([state.attend(layer, *qkv, rule) for state, *qkv in parts])

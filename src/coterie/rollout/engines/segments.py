@@ -1,0 +1,177 @@
+"""Keys and values of rows being decoded, in stretches that rows share: what a prompt or a fork leaves is never copied.
+
+A row's context is a chain of segments, its prompt first, then what it shared with others before each fork, and last its
+own. A query attends to each stretch by itself, all rows of a stretch in one product, and the parts are put together by
+their sums of exponentials (as flash attention does). So forking costs the same however much lies before the fork.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from coterie.policies.attention import Rule
+
+_HIDDEN = -1e30
+"""The score of what may not be seen: finite, so that a stretch wholly out of sight has weight 0 and not NaN."""
+_FIRST = 32
+"""Tokens a row has room for at first; the room doubles when it is full."""
+
+
+class Part(NamedTuple):
+    """Attention to some of the keys: sum of exp(score - top) times value [n,K,M,E], that of exp(score - top) [n,K,M,1]
+    and top, the largest score [n,K,M,1]."""
+
+    weighted: Tensor
+    total: Tensor
+    top: Tensor
+
+
+class Segments:
+    """n stretches: keys and values a layer [n,K,P,D], right-padded; `starts` [n], the position of their first token,
+    and `sizes` [n], their tokens. Row i of b continues stretch `of[i]`."""
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], starts: Tensor, sizes: Tensor, of: Tensor) -> None:
+        self.keys, self.values, self.starts, self.sizes = keys, values, starts, sizes
+        self.width = int(sizes.max())
+        self.padding: Tensor | None = None
+        if int(sizes.min()) < self.width:
+            slots = torch.arange(self.width, device=of.device)
+            self.padding = (slots >= sizes.unsqueeze(-1)).view(-1, 1, 1, self.width)
+        self.select(of)
+
+    def select(self, of: Tensor) -> None:
+        """Give the rows new stretches, and work out where each row stands among those of its stretch."""
+        count = len(self.sizes)
+        members = torch.bincount(of, minlength=count)
+        if int((members > 0).sum()) * 2 < count:
+            self._shrink(members > 0)
+            of = (members > 0).cumsum(0)[of] - 1
+            members, count = members[members > 0], len(self.sizes)
+        self.of, self.count, self.most = of, count, int(members.max())
+        self.rows: Tensor | None = None
+        self.place: Tensor | None = None
+        regular = torch.arange(count, device=of.device).repeat_interleave(self.most)
+        if not torch.equal(of, regular):
+            order = of.argsort(stable=True)
+            rank = torch.empty_like(of)
+            rank[order] = torch.arange(len(of), device=of.device) - (members.cumsum(0) - members)[of[order]]
+            self.place = of * self.most + rank
+            self.rows = torch.zeros(count * self.most, dtype=of.dtype, device=of.device)
+            self.rows[self.place] = torch.arange(len(of), device=of.device)
+
+    def _shrink(self, alive: Tensor) -> None:
+        kept = alive.nonzero().squeeze(-1)
+        self.keys = [k.index_select(0, kept) for k in self.keys]
+        self.values = [v.index_select(0, kept) for v in self.values]
+        self.starts, self.sizes = self.starts[kept], self.sizes[kept]
+        self.padding = None if self.padding is None else self.padding[kept]
+
+    def attend(self, layer: int, q: Tensor, positions: Tensor, furthest: int, rule: Rule) -> Part:
+        """q [b,K,r,D], already scaled -> what `attend_part` gives, [b,K,r,…]. `furthest`: the largest position."""
+        repeat = q.shape[2]
+        together = self._gather(q).permute(0, 2, 1, 3, 4).flatten(2, 3)
+        unseen = self.padding
+        if rule.window is not None and rule.window <= furthest:
+            unseen = self._beyond(positions, rule.window, repeat)
+        parts = attend_part(together, self.keys[layer], self.values[layer], unseen, rule.softcap)
+        return Part(*(self._scatter(x, repeat) for x in parts))
+
+    def _beyond(self, positions: Tensor, window: int, repeat: int) -> Tensor:
+        """[n,1,M,P]: padding and what has slid out of the window of each query."""
+        keys = self.starts.unsqueeze(-1) + torch.arange(self.width, device=positions.device)
+        query = self._gather(positions).unsqueeze(-1)
+        unseen = (query - keys.unsqueeze(1) >= window).repeat_interleave(repeat, 1).unsqueeze(1)
+        return unseen if self.padding is None else unseen | self.padding
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """[b,...] -> [n,R,...], R the most rows of a stretch; places without a row hold any."""
+        return (x if self.rows is None else x.index_select(0, self.rows)).unflatten(0, (self.count, self.most))
+
+    def _scatter(self, x: Tensor, repeat: int) -> Tensor:
+        """[n,K,M,E] -> [b,K,r,E]"""
+        rows = x.unflatten(2, (self.most, repeat)).transpose(1, 2).flatten(0, 1)
+        return rows if self.place is None else rows.index_select(0, self.place)
+
+
+class Rows:
+    """b rows decoded together, one token at a time: stretches they share, and their own keys and values.
+
+    `positions` [b] are those of the tokens to come; `logits` [b,V] predict these tokens.
+    """
+
+    def __init__(self, shared: list[Segments], positions: Tensor, logits: Tensor, furthest: int) -> None:
+        self.shared, self.positions, self.logits, self.furthest = shared, positions, logits, furthest
+        self.used = 0
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def fork(self, rows: Tensor) -> Rows:
+        """New rows of which row i goes on from row `rows[i]`. This object must not be stepped after that."""
+        shared = [Segments(s.keys, s.values, s.starts, s.sizes, s.of[rows]) for s in self.shared]
+        if self.used:
+            layers = range(len(self.keys))
+            keys, values = ([x[layer][:, :, : self.used] for layer in layers] for x in (self.keys, self.values))
+            sizes = torch.full_like(self.positions, self.used)
+            shared.append(Segments(keys, values, self.positions - self.used, sizes, rows))
+        return Rows(shared, self.positions[rows], self.logits[rows], self.furthest)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only, in this order."""
+        for segments in self.shared:
+            segments.select(segments.of[rows])
+        for store in (self.keys, self.values):
+            for layer, x in store.items():
+                store[layer] = x[:, :, : self.used].index_select(0, rows)
+        self.positions, self.logits = self.positions[rows], self.logits[rows]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """Attention of one token a row: q [b,H,D], k [b,K,D], v [b,K,E] -> [b,H,E]. Keeps k and v."""
+        keys, values = self._store(self.keys, layer, k), self._store(self.values, layer, v)
+        if rule.window is not None and rule.window <= self.used:
+            keys, values = keys[:, :, -rule.window :], values[:, :, -rule.window :]
+        q = (q * rule.scaling).unflatten(1, (k.shape[1], -1))
+        parts = [attend_part(q, keys, values, None, rule.softcap)]
+        parts += [s.attend(layer, q, self.positions, self.furthest, rule) for s in self.shared]
+        out, total, top = parts[0]
+        for its_out, its_total, its_top in parts[1:]:
+            before, top = top, torch.maximum(top, its_top)
+            mine, its = (before - top).exp_(), (its_top - top).exp_()
+            out, total = (out * mine).addcmul_(its_out, its), (total * mine).addcmul_(its_total, its)
+        return out.div_(total).to(q.dtype).flatten(1, 2)
+
+    def advance(self, logits: Tensor) -> None:
+        """All layers have attended to one more token."""
+        self.used += 1
+        self.furthest += 1
+        self.positions, self.logits = self.positions + 1, logits
+
+    def _store(self, store: dict[int, Tensor], layer: int, x: Tensor) -> Tensor:
+        """Append x [b,K,D] to the layer's own entries and return them all, [b,K,used+1,D]."""
+        room = store.get(layer)
+        if room is None or room.shape[2] == self.used:
+            wider = x.new_empty(*x.shape[:2], max(_FIRST, 2 * self.used), x.shape[2])
+            if room is not None:
+                wider[:, :, : self.used] = room
+            store[layer] = room = wider
+        room[:, :, self.used] = x
+        return room[:, :, : self.used + 1]
+
+
+def attend_part(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None, softcap: float | None) -> Part:
+    """q [n,K,M,D], already scaled, keys [n,K,P,D], values [n,K,P,E] -> Part, in float32 or float64."""
+    scores = q @ keys.mT
+    if scores.dtype != torch.float64:
+        scores = scores.float()
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    if unseen is not None:
+        scores.masked_fill_(unseen, _HIDDEN)
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    return Part((weights.to(values.dtype) @ values).to(top.dtype), weights.sum(-1, keepdim=True), top)
