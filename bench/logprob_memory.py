@@ -56,7 +56,7 @@ def _child(way: str, vocabulary: int, head: str, threads: int) -> float:
 def measure(way: str, rows: int, width: int, vocabulary: int, head: str) -> float:
     import torch
 
-    from coterie.policies.logprobs import score_hidden
+    from coterie.policies.logprobs import score_linear
     from coterie.rollouts import Sampling
 
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def measure(way: str, rows: int, width: int, vocabulary: int, head: str) -> floa
     (hidden[:2].detach() @ weight[:8].detach().T).log_softmax(-1).sum()
     before = _peak()
     if way == "chunked":
-        out = score_hidden(hidden, lambda states: states @ weight.T, tokens, Sampling(), ("logp", "entropy"))
+        out = score_linear(hidden, weight, tokens, Sampling(), ("logp", "entropy"))
         loss = out["logp"].sum() + 0.01 * out["entropy"].sum()
     else:
         logp = torch.log_softmax((hidden @ weight.T).float(), -1)

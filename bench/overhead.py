@@ -98,8 +98,6 @@ def _instrumented(run: Any, seconds: dict[str, float]) -> Iterator[None]:
     """Time the calls that are model compute, in place."""
     import torch
 
-    from coterie.rollout.engines.decode import DecodeState
-
     def timed(call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def inner(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
@@ -110,15 +108,16 @@ def _instrumented(run: Any, seconds: dict[str, float]) -> Iterator[None]:
 
         return inner
 
+    decoder = run.policy.engine.decoder
     places = [
-        (DecodeState, "step", "decode"), (DecodeState, "prefill", "decode"), (run.policy, "score", "score"),
+        (decoder, "step", "decode"), (decoder, "prefill", "decode"), (run.policy, "score", "score"),
         (torch.Tensor, "backward", "backward"), (torch.nn.utils, "clip_grad_norm_", "optimizer"),
         (run.optimizer, "step", "optimizer"),
     ]  # fmt: skip
     before = [(owner, name, vars(owner).get(name)) for owner, name, _ in places]
     for owner, name, part in places:
         wrapped = timed(getattr(owner, name), part)
-        setattr(owner, name, staticmethod(wrapped) if name == "prefill" else wrapped)
+        setattr(owner, name, wrapped)
     try:
         yield
     finally:

@@ -9,7 +9,10 @@ from typing import Any
 from bench.results import Figure, Findings, spread
 from bench.workload import model_folder
 
-BARS = {(256, 64, 8): 4.0, (1024, 64, 8): 5.5, (1024, 256, 8): 3.0, (256, 64, 16): None, (1024, 64, 16): None}
+BARS = {
+    (256, 64, 8): 4.0, (1024, 64, 8): 5.5, (1024, 256, 8): 3.0, (4096, 256, 8): None,
+    (256, 64, 16): None, (1024, 64, 16): None, (1024, 256, 16): None,
+}  # fmt: skip
 
 
 def run(options: Any) -> Findings:
@@ -22,7 +25,7 @@ def run(options: Any) -> Findings:
     if "shared_prefix" not in ModelSpec.model_fields:
         return Findings(skipped="ModelSpec has no field shared_prefix")
     torch.set_num_threads(options.threads)
-    folder = str(model_folder("4M", 2048))
+    folder = str(model_folder("4M", 8192))
     policies = {on: CausalLM.load(ModelSpec(name=folder, shared_prefix=on)) for on in (False, True)}
     for (prompt, completion, group), bar in BARS.items():
         setting = f"{prompt}:{completion} G={group}"
@@ -31,7 +34,7 @@ def run(options: Any) -> Findings:
         rollouts = _rollouts(prompt, completion, group)
         seconds: dict[bool, list[float]] = {False: [], True: []}
         logp: dict[bool, Any] = {}
-        runs = options.runs_or(5, 3)
+        runs = options.runs_or(2 if prompt > 2048 else 5, 3)
         for number in range(runs + 1):
             for on, policy in policies.items():
                 policy.model.zero_grad(set_to_none=True)

@@ -19,7 +19,7 @@ from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear
 from coterie.policies.packing import pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
-from coterie.rollout.engines.base import Generation, Request
+from coterie.rollout.engines.base import Generation, Request, Until
 from coterie.rollout.engines.local import LocalEngine, evaluating
 from coterie.rollout.engines.sampling import measure
 from coterie.rollouts import Prompt, Rollouts, Sampling
@@ -90,9 +90,11 @@ class CausalLM:
 
     # Sampling
 
-    def generate(self, requests: Sequence[Request], *, entropy: bool = False) -> Generation:
+    def generate(
+        self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None
+    ) -> Generation:
         """Complete requests with the local engine."""
-        return self.engine.generate(requests, entropy=entropy)
+        return self.engine.generate(requests, entropy=entropy, until=until)
 
     def rollout(
         self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], sampling: Sampling, *, entropy: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +34,15 @@ class Generation:
     """[B] bool: ran out of max_tokens (or of context) before stopping by itself"""
     entropy: Tensor | None = None
     """[B,T] float32, when asked for"""
+    ended: Tensor | None = None
+    """[B] bool, when asked to come back early: stopped by itself or out of budget; the others could go on"""
+
+
+Until = Callable[[Tensor], bool]
+"""Whether an engine may come back, given which rows [B] have ended. It then leaves the others as they are."""
 
 
 class Engine(Protocol):
-    def generate(self, requests: Sequence[Request], *, entropy: bool = False) -> Generation: ...
+    def generate(
+        self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None
+    ) -> Generation: ...

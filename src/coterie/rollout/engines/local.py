@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coterie.errors import PolicyError
 from coterie.policies.shared_prefix import SharedPrefix
-from coterie.rollout.engines.base import Generation, Request
+from coterie.rollout.engines.base import Generation, Request, Until
 from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
 from coterie.rollout.engines.sampling import draw, uniform, widen
 from coterie.rollout.engines.stops import StopStrings, stop_ids
@@ -38,6 +38,7 @@ class _Call:
     mask: Tensor
     logp: Tensor
     stopped: Tensor
+    ended: Tensor
     entropy: Tensor | None
 
 
@@ -109,8 +110,11 @@ class LocalEngine:
         self.context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.stop_ids = stop_ids(model, tokenizer)
 
-    def generate(self, requests: Sequence[Request], *, entropy: bool = False) -> Generation:
-        """Complete every request; rows come in order of request, then seed. Runs in eval mode, restores the mode."""
+    def generate(self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None) -> Generation:
+        """Complete every request, or as many as `until` asks for; rows come in order of request, then seed.
+
+        Runs in eval mode, restores the mode.
+        """
         device = self.model.device
         prompts: dict[tuple[int, ...], list[int]] = {}
         specs: dict[Sampling, int] = {}
@@ -121,7 +125,8 @@ class LocalEngine:
             room = self._room(request)
             first = len(seeds)
             seeds += request.seeds
-            spec += [specs.setdefault(request.sampling, len(specs))] * len(request.seeds)
+            drawn_by = replace(request.sampling, max_tokens=0)  # budgets are kept a row, so they make no spec
+            spec += [specs.setdefault(drawn_by, len(specs))] * len(request.seeds)
             limit += [room] * len(request.seeds)
             prompts.setdefault(tuple(request.prompt), []).extend(range(first, len(seeds)))
         if not seeds:
@@ -139,10 +144,11 @@ class LocalEngine:
             torch.zeros(shape, dtype=torch.bool, device=device),
             torch.zeros(shape, dtype=_float(self.model.dtype), device=device),
             torch.zeros(len(seeds), dtype=torch.bool, device=device),
+            torch.zeros(len(seeds), dtype=torch.bool, device=device),
             torch.zeros(shape, dtype=_float(self.model.dtype), device=device) if entropy else None,
         )
         with torch.inference_mode(), evaluating(self.model):
-            self._run(self._queue(prompts, limit), call)
+            self._run(self._queue(prompts, limit), call, until)
         if call.logp.isnan().any():
             raise PolicyError(
                 "the model's logits are not numbers (NaN)",
@@ -156,6 +162,7 @@ class LocalEngine:
             call.logp[:, :width].clone(),
             ~call.stopped,
             None if call.entropy is None else call.entropy[:, :width].clone(),
+            None if until is None else call.ended,
         )
 
     def _room(self, request: Request) -> int:
@@ -186,10 +193,10 @@ class LocalEngine:
             queue += (_Waiting(prompt, members[i : i + fits], longest, encoded) for i in range(0, len(members), fits))
         return queue
 
-    def _run(self, queue: deque[_Waiting], call: _Call) -> None:
-        """Decode until nobody waits and every row has ended."""
+    def _run(self, queue: deque[_Waiting], call: _Call, until: Until | None) -> None:
+        """Decode until nobody waits and every row has ended, or enough have."""
         cohorts: list[_Cohort] = []
-        while queue or cohorts:
+        while (queue or cohorts) and not (until is not None and until(call.ended)):
             admitted = self._admit(queue, cohorts, call)
             if cohorts:
                 self.decoder.step([c.state for c in cohorts], [c.tokens for c in cohorts])
@@ -245,8 +252,9 @@ class LocalEngine:
             parts = zip(cohorts, (active & ~stopped).split(sizes), strict=True)
             stopped |= _cat([call.stops.hit(call.tokens, call.spec, c.rows, part, c.taken) for c, part in parts])
         call.stopped[rows[stopped]] = True
-        active = active & ~stopped & (call.limit[rows] > place + 1)
-        for cohort, mine, ids in zip(cohorts, active.split(sizes), tokens.split(sizes), strict=True):
+        going = active & ~stopped & (call.limit[rows] > place + 1)
+        call.ended[rows[active & ~going]] = True
+        for cohort, mine, ids in zip(cohorts, going.split(sizes), tokens.split(sizes), strict=True):
             cohort.active, cohort.tokens, cohort.taken = mine, ids, cohort.taken + 1
 
     def _sample(self, logits: Tensor, call: _Call, rows: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

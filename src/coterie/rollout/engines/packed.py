@@ -1,7 +1,7 @@
 """A Llama-family model's weights laid out for decoding on a CPU: few rows at a time, the same weights every step.
 
 oneDNN reorders a matrix once and multiplies few rows by it about twice as fast as the plain layout; queries, keys and
-values are one product, and so are gate and up. Adapters are added into the copy.
+values are one product. Adapters are added into the copy.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class PackedWeights:
 
     def __init__(self, llama: Llama) -> None:
         self.llama = llama
-        self.made_of: tuple[tuple[int, int], ...] = ()
+        self.weights = list(llama.decoder.parameters())
+        self.made_of: list[int] = []
         self.made: list[Layer] | None = None
 
     def layers(self) -> list[Layer] | None:
-        weights = list(self.llama.decoder.parameters())
-        now = tuple((id(w), w._version) for w in weights)
+        now = [w._version for w in self.weights]
         if now != self.made_of:
-            self.made_of, self.made = now, self._pack() if self._pays(weights) else None
+            self.made_of, self.made = now, self._pack() if self._pays(self.weights) else None
         return self.made
 
     def _pays(self, weights: list[Tensor]) -> bool:
@@ -55,7 +55,7 @@ class PackedWeights:
                     layer,
                     qkv=_Split(_product(q, k, v), sizes),
                     out=_product(o),
-                    mlp=_Gated(_product(gate, up), _product(down), mlp.act_fn),
+                    mlp=_Gated(_product(gate), _product(up), _product(down), mlp.act_fn),
                 )
             )
         return layers
@@ -72,13 +72,13 @@ class _Split:
 
 @dataclass
 class _Gated:
-    gates: Linear
+    gate: Linear
+    up: Linear
     down: Linear
     act: Linear
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate, up = self.gates(x).chunk(2, -1)
-        return self.down(self.act(gate).mul_(up))
+        return self.down(self.act(self.gate(x)).mul_(self.up(x)))
 
 
 def _product(*parts: tuple[Tensor, Tensor | None]) -> Linear:
