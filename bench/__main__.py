@@ -18,7 +18,10 @@ from bench.results import machine, write
 
 BENCHES = {
     "logprob_memory": "peak memory of log-prob and entropy at a vocabulary of 151k",
+    "vocabulary_memory": "peak memory of a step at a vocabulary of 151k against TRL",
+    "gemm": "share of the machine's matrix-product rate in training and decode",
     "overhead": "share of a step outside model compute",
+    "credit": "the credit stage of every method against a step",
     "prefix": "the shared-prefix forward on and off",
     "step": "a GRPO step against TRL",
     "growth": "step time against prompts, group size, length and vocabulary",
@@ -59,7 +62,7 @@ def main() -> None:
     for name in args.names or BENCHES:
         where = machine() | {"threads": options.threads}
         try:
-            write(name, importlib.import_module(f"bench.{name}").run(options), where)
+            write(name, importlib.import_module(f"bench.{name}").run(options), where, part=bool(options.only))
         except BenchError as error:
             failed = True
             print(f"{name}: {error}")

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from bench.protocol import Channel, read_rows
+from bench.protocol import Channel, peak_mib, read_rows
 from bench.rewards import REWARDS
 
 
@@ -29,13 +29,16 @@ class Paced:
             import torch
 
             parameters = sum(p.numel() for p in run.policy.trainable_parameters())
-            self.channel.reply(torch=torch.__version__, parameters=parameters, threads=torch.get_num_threads())
+            self.channel.reply(torch=torch.__version__, parameters=parameters, threads=torch.get_num_threads(),
+                               peak_mib=peak_mib())  # fmt: skip
         else:
             prompt = sum(len(p.tokens) for p in batch.prompts) / len(batch.prompts)
             phases = {p: clock.seconds.get(p, 0.0) for p in ("generate", "score", "learn")}
             length = float(batch["lengths"].float().mean())
             reward = float(run.seen["rewards"].mean())
-            self.channel.reply(seconds=seconds, prompt=prompt, completion=length, reward=reward, **phases)
+            self.channel.reply(
+                seconds=seconds, prompt=prompt, completion=length, reward=reward, peak_mib=peak_mib(), **phases
+            )
         while self.channel.wait() == "eval":
             self.channel.reply(accuracy=evaluate(run, self.config))
         self.began = time.perf_counter()

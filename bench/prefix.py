@@ -18,6 +18,7 @@ BARS = {
 def run(options: Any) -> Findings:
     import torch
 
+    from coterie.hardware import reuse_freed_memory
     from coterie.policies.causal_lm import CausalLM
     from coterie.policies.loading import ModelSpec
 
@@ -25,6 +26,7 @@ def run(options: Any) -> Findings:
     if "shared_prefix" not in ModelSpec.model_fields:
         return Findings(skipped="ModelSpec has no field shared_prefix")
     torch.set_num_threads(options.threads)
+    reuse_freed_memory()  # as a run does
     folder = str(model_folder("4M", 8192))
     policies = {on: CausalLM.load(ModelSpec(name=folder, shared_prefix=on)) for on in (False, True)}
     for (prompt, completion, group), bar in BARS.items():

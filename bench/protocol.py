@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from typing import Any
 
@@ -29,3 +30,8 @@ class Channel:
 def read_rows(path: str) -> list[dict[str, str]]:
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def peak_mib() -> float:
+    """The most memory this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -87,8 +87,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "all": list(values)}
 
 
-def write(name: str, found: Findings, where: dict[str, Any]) -> None:
-    """The table on screen, NAME.json, and this bench's lines of summary.json in place of its earlier ones."""
+def write(name: str, found: Findings, where: dict[str, Any], *, part: bool = False) -> None:
+    """The table on screen, NAME.json, and this bench's lines of summary.json in place of its earlier ones.
+
+    Of a `part` of the settings, only these are replaced.
+    """
     console = Console()
     if found.skipped:
         console.print(f"{name}: skipped, {found.skipped}")
@@ -112,8 +115,22 @@ def write(name: str, found: Findings, where: dict[str, Any]) -> None:
         "command": command(), "table": found.rows, "notes": found.notes,
         "figures": [{**asdict(f), "met": f.met} for f in found.figures], "measurements": found.detail,
     }  # fmt: skip
-    (RESULTS / f"{name}.json").write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = RESULTS / f"{name}.json"
+    if part and path.exists():
+        body = _merged(json.loads(path.read_text(encoding="utf-8")), body)
+    path.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _summarise()
+
+
+def _merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What was measured now, and of what was measured before the rest."""
+
+    def rows(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        mine = [next(iter(row.values())) for row in new]
+        return [row for row in old if next(iter(row.values())) not in mine] + new
+
+    kept = {key: rows(before[key], now[key]) for key in ("table", "figures")}
+    return {**now, **kept, "measurements": {**before["measurements"], **now["measurements"]}}
 
 
 def _summarise() -> None:

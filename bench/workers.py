@@ -24,7 +24,11 @@ class Worker:
         self.name, self._log = name, SCRATCH / f"{name}.log"
         SCRATCH.mkdir(parents=True, exist_ok=True)
         threads = str(config["threads"])
-        quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+        quiet = {
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src"))),
+        }
         self._process = subprocess.Popen(
             [str(python), str(script), json.dumps(config)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log.open("w"), text=True,

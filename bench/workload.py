@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import string
@@ -33,8 +34,9 @@ def model_folder(size: str, context: int, vocabulary: int | None = None) -> Path
 
 
 def characters(count: int) -> str:
-    """`count` different characters, digits and letters first, then CJK."""
-    return (LETTERS + "".join(chr(0x4E00 + i) for i in range(max(0, count - len(LETTERS)))))[:count]
+    """`count` different characters, digits and letters first, then CJK and on, without the surrogates."""
+    beyond = (chr(i) for i in itertools.count(0x4E00) if not 0xD800 <= i < 0xE000)
+    return LETTERS[:count] + "".join(itertools.islice(beyond, max(0, count - len(LETTERS))))
 
 
 def prompt_file(tokens: int, rows: int = 256) -> Path:

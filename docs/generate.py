@@ -31,12 +31,15 @@ from coterie.sections import DEFAULTS, LEAVES, Settings
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "bench" / "results" / "methods"
+BENCHES = DOCS.parent / "bench" / "results"
+CLAIMS = DOCS.parent / "bench" / "results" / "claims"
 HEADINGS = ("Usage", "Formula and symbols", "Metrics it logs", "Differences from the paper", "Results")
 """The same five on every method's page, in this order."""
 
 KINDS = {
     "curriculum": "Draw: which prompts come next",
     "strategy": "Roll out: how completions are made",
+    "scheme": "Score: who meets whom under a pairwise judge",
     "shaping": "Score: what is done to the reward",
     "filter": "Select: which groups stay",
     "baseline": "Credit: baselines",
@@ -63,6 +66,8 @@ def pages() -> dict[str, str]:
         "reference/settings.md": settings_page(),
         "reference/tasks.md": tasks_page(),
         "reference/verifiers.md": verifiers_page(),
+        "reference/claims.md": claims_page(),
+        "reference/benchmarks.md": benchmarks_page(),
     }
     return out
 
@@ -300,6 +305,89 @@ def verifiers_page() -> str:
         hang = getattr(piece.fn, "may_hang", False)
         parts += [f"## {piece.slug}", *body(piece), *(["May hang: it runs in a process of its own."] if hang else [])]
     return "\n\n".join(parts)
+
+
+def benchmarks_page() -> str:
+    """The benches' recorded figures, then each bench's table, with machine and command."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(BENCHES.glob("*.json"))]
+    found = [bench for bench in found if isinstance(bench, dict)]
+    parts = ["# Benchmarks", "Ratios are measured side by side in one run, on one machine; medians of the runs given."]
+    if not found:
+        return "\n\n".join([*parts, "There are no recorded results yet.", fence("sh", "make bench")])
+    figures = [f for bench in found for f in bench["figures"]]
+    rows = [[escape(f["name"]), f"{f['ratio']:.3g}", bar(f), str(f["runs"]), f"`{f['command']}`"] for f in figures]
+    parts.append(table(("figure", "measured", "bar", "runs", "command"), rows))
+    for bench in found:
+        where = bench["machine"]
+        shown = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in bench["table"]]
+        parts += [
+            f"## {bench['name']}",
+            f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; "
+            + ", ".join(f"{name} {version}" for name, version in bench["versions"].items()) + ".",
+            table([escape(str(key)) for key in bench["table"][0]], shown) if shown else "",
+            "\n".join(f"- {escape(note)}" for note in bench["notes"]),
+            fence("sh", bench["command"]),
+        ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def bar(figure: Mapping[str, Any]) -> str:
+    if figure["bar"] is None:
+        return ""
+    met = "met" if figure["met"] else "**not met**"
+    return f"{'at most' if figure['at_most'] else 'at least'} {figure['bar']:g}: {met}"
+
+
+def claims_page() -> str:
+    """The experiments of bench/claims: a table of all, then each with its figures and how it was made."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CLAIMS.glob("*.json"))]
+    parts = [
+        "# Claims in miniature",
+        "What papers say of their methods, tried in small controlled experiments: two recipes, the same seeds, one "
+        "figure, and the 95 % interval of its paired difference. A claim shows when the interval lies on its side of 0,"
+        " and the opposite when it lies on the other. Small worlds settle nothing about large models: they show that "
+        "an implementation does what it says, and under which conditions an effect is to be expected.",
+        fence("sh", "python -m bench.claims"),
+    ]  # fmt: skip
+    if not found:
+        return "\n\n".join([*parts, "There are no recorded results yet."])
+    rows = [
+        [f"[{r['slug']}](#{r['slug']})", escape(r["claim"]), r["figures"][0]["figure"], *numbers(r["figures"][0]),
+         str(r["seeds"]), f"**{r['verdict']}**"]
+        for r in found
+    ]  # fmt: skip
+    parts += [
+        table(("experiment", "claim", "figure", "method", "baseline", "difference", "seeds", "verdict"), rows),
+        "![The first figure of every experiment, a line a seed](../img/claims.png)",
+        "A line is a seed, a dot the mean with its interval. Green: the claim shows. Yellow: it shows, but what it "
+        "says is kept falls. Red: the opposite shows. Grey: neither.",
+    ]  # fmt: skip
+    for r in found:
+        rates = [f"{r[side]['label']} {r[side]['rate']:g}" for side in ("ours", "baseline") if r[side]["rate"]]
+        chosen = (
+            f" Learning rates, best of {len(r['rates'])} on seeds of their own: {', '.join(rates)}." if rates else ""
+        )
+        figures = [[f["figure"], *numbers(f)] for f in r["figures"]]
+        sides = [
+            f"{r[s]['label']}: `--method {' '.join([r[s]['method'], *r[s]['overrides']])}`"
+            for s in ("ours", "baseline")
+        ]
+        parts += [
+            f"## {r['slug']}", f"{escape(r['claim'])} {paper(r['paper'])} **{sentence(r['verdict'])}.**",
+            escape(r["how"]) + chosen, escape(r["note"]),
+            table(("figure", r["ours"]["label"], r["baseline"]["label"], "difference"), figures),
+            "\n".join(f"- {side}" for side in sides), fence("sh", r["command"]),
+        ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def numbers(figure: Mapping[str, Any]) -> list[str]:
+    low, high = figure["interval"]
+    return [
+        f"{figure['ours']:.3f}",
+        f"{figure['baseline']:.3f}",
+        f"{figure['difference']:+.3f} ({low:+.3f} to {high:+.3f})",
+    ]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["verification"]
+
 settings.register_profile(
     "coterie", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from coterie.clock import Clock
-from coterie.collect import collect, select_groups
+from coterie.collect import collect, roll_out, score, select_groups
 from coterie.errors import RewardError
 from coterie.recipe import resolve
 from coterie.run import Run, build
@@ -159,3 +159,29 @@ def test_asynchronous_functions_and_messages(tmp_path: Path) -> None:
 
     batch = collect(make(functions=[later]), 0, Clock())
     assert batch is not None and all(math.isfinite(r) and r >= 0 for r in batch["rewards"].tolist())
+
+
+def test_verdicts_are_asked_for_while_others_are_still_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verifier in a process of its own is asked before the last rollout has ended; the grades are the same."""
+    run = make("rollout.max_tokens=16", "rewards.functions=[{fn: exact, timeout: 20}]")
+    grades = []
+    for early in (True, False):
+        if not early:
+            run.rewards.ahead.functions = []
+        steps: list[int] = []
+        asked: list[int] = []
+        step, ask = run.policy.engine.decoder.step, run.rewards.ahead.ask
+        monkeypatch.setattr(
+            run.policy.engine.decoder, "step", lambda s, t, f=step, log=steps: (log.append(1), f(s, t))[1]
+        )
+        monkeypatch.setattr(
+            run.rewards.ahead, "ask", lambda *a, f=ask, log=asked, at=steps: (log.append(len(at)), f(*a))[1]
+        )
+        batch = score(run, roll_out(run, 0, 0, 4, Clock()), 0, 0, Clock())
+        grades.append(batch["rewards"])
+        assert bool(asked) == early
+        if early:
+            assert min(asked) < len(steps)  # the first was asked for before the last token
+        monkeypatch.undo()
+    run.rewards.close()
+    assert torch.equal(*grades)

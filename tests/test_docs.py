@@ -104,7 +104,8 @@ def page(
 def check(recipe: Recipe) -> None:
     """What can be known of a recipe without a model: its columns, its reward functions, its local data."""
     wiring.check(recipe)
-    written = [f["fn"] if isinstance(f, dict) else f for f in recipe.functions]
+    judges = [] if recipe.judge is None else [recipe.judge]
+    written = [f["fn"] if isinstance(f, dict) else f for f in [*recipe.functions, *judges]]
     for function in written:
         if not isinstance(function, str) or ":" in function:
             functions.resolve(function)
@@ -231,3 +232,19 @@ def test_results_are_shown_only_where_they_are_recorded(tmp_path: Path, monkeypa
     text = generator.method_page(methods.load("grpo"))
     assert "no recorded results yet" not in text
     assert "| 1 | 0.8 |" in text and "coterie train x.yaml" in text
+
+
+def test_claims_are_shown_as_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator, "CLAIMS", tmp_path)
+    assert "no recorded results yet" in generator.claims_page()
+    side = {"label": "A", "method": "rloo", "overrides": ["steps=2"], "rate": 4.0}
+    figure = {"figure": "accuracy", "ours": 0.5, "baseline": 0.25, "difference": 0.25, "interval": [0.125, 0.375]}
+    recorded = {
+        "slug": "x", "claim": "It learns.", "how": "A bandit.", "note": "", "paper": None, "ours": side,
+        "baseline": {**side, "label": "B", "rate": None}, "seeds": 5, "rates": [1, 4], "verdict": "shows",
+        "figures": [figure], "command": "python -m bench.claims x --seeds 5",
+    }  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps(recorded), encoding="utf-8")
+    text = generator.claims_page()
+    assert "| [x](#x) | It learns. | accuracy | 0.500 | 0.250 | +0.250 (+0.125 to +0.375) | 5 | **shows** |" in text
+    assert "--method rloo steps=2" in text and "best of 2" in text and "bench.claims x --seeds 5" in text

@@ -92,6 +92,7 @@ def test_k2_is_a_biased_value() -> None:
     assert abs(float(value / (logp.exp() * (logp - reference)).sum()) - 1) > 0.02
 
 
+@pytest.mark.reduction("kl-reward")
 @pytest.mark.parametrize("length", [1, 2])
 @pytest.mark.parametrize(("estimator", "right"), [("k1", True), ("k2", False), ("k3", False)])
 def test_in_the_reward_only_k1_is_right(length: int, estimator: str, right: bool) -> None:
@@ -103,6 +104,7 @@ def test_k1_as_a_loss_has_no_gradient_at_all_in_expectation(length: int) -> None
     assert as_loss(length, "k1")[0].abs().max() < 1e-14
 
 
+@pytest.mark.reduction("kl")
 @pytest.mark.parametrize(("estimator", "right"), [("k1", False), ("k2", True), ("k3", False)])
 def test_as_a_loss_on_policy_only_k2_is_right(estimator: str, right: bool) -> None:
     assert equal(as_loss(1, estimator)) == right

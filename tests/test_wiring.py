@@ -30,6 +30,13 @@ def test_a_column_is_listed_with_its_provider_and_every_reader() -> None:
     assert all(use.provider == COLUMNS[use.column].provider for use in found.values())
 
 
+def test_shaping_that_no_credit_would_read_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"rewards\.shaping=soft_overlong .* credit\.baseline=decoupled_norm"):
+        wiring.check(made("gdpo", "rewards.shaping=[soft_overlong]"))
+    wiring.check(made("gdpo"))
+    wiring.check(made("grpo", "rewards.shaping=[soft_overlong]"))
+
+
 def test_only_what_is_required_is_provided() -> None:
     assert wiring.wanted(made("grpo"), "reference") == set()
     assert wiring.wanted(made("grpo+kl"), "reference") == {"logp_ref"}
@@ -55,8 +62,32 @@ def test_columns_of_an_environment_need_one(tmp_path: Path) -> None:
     )
     recipe = made("grpo", f"credit.baseline={tmp_path}/steps.py:by_step")
     with pytest.raises(RecipeError, match=r"credit.baseline=by_step reads 'step_rewards'(.|\n)*agent environment"):
+        wiring.check(recipe, has_process=False)
+    wiring.check(recipe, has_process=False, provides=frozenset({"step_rewards"}))
+
+
+def test_scores_of_steps_come_from_a_process_function(tmp_path: Path) -> None:
+    (tmp_path / "marks.py").write_text(
+        "from coterie.pieces import credit\n@credit()\ndef by_mark(rewards, turn, step_rewards): return rewards\n"
+        "def score(completions, completion_steps): return [[1.0] * len(s) for s in completion_steps]\n"
+    )
+    piece = f"credit.baseline={tmp_path}/marks.py:by_mark"
+    with pytest.raises(RecipeError, match=r"reads 'turn'(.|\n)*rewards.process=file.py:name"):
+        wiring.check(made("grpo", piece), has_process=False)
+    wiring.check(made("grpo", piece), has_process=True)
+    wiring.check(made("grpo", piece, f"rewards.process={tmp_path}/marks.py:score"), has_process=True)
+    with pytest.raises(RecipeError, match="no piece of the recipe reads the scores of steps"):
+        wiring.check(made("grpo", f"rewards.process={tmp_path}/marks.py:score"), has_process=True)
+
+
+def test_forks_need_a_strategy_that_forks(tmp_path: Path) -> None:
+    (tmp_path / "forks.py").write_text(
+        "from coterie.pieces import credit\n@credit()\ndef by_fork(rewards, parent, branch): return rewards\n"
+    )
+    recipe = made("grpo", f"credit.baseline={tmp_path}/forks.py:by_fork")
+    with pytest.raises(RecipeError, match=r"reads 'parent'(.|\n)*rollout.strategy=segment_probes"):
         wiring.check(recipe)
-    wiring.check(recipe, provides=frozenset({"step_rewards"}))
+    wiring.check(made("grpo", f"credit.baseline={tmp_path}/forks.py:by_fork", "rollout.strategy=segment_probes"))
 
 
 def test_verdicts_need_a_verifier(tmp_path: Path) -> None:

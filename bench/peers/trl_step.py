@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from bench.protocol import Channel, read_rows
+from bench.protocol import Channel, peak_mib, read_rows
 from bench.rewards import REWARDS
 
 
@@ -51,7 +51,7 @@ def main(config: dict[str, Any]) -> None:
             parameters = sum(p.numel() for p in model.parameters())
             channel.reply(
                 torch=torch.__version__, trl=trl.__version__, transformers=transformers.__version__,
-                parameters=parameters, threads=torch.get_num_threads(),
+                parameters=parameters, threads=torch.get_num_threads(), peak_mib=peak_mib(),
             )  # fmt: skip
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -65,7 +65,7 @@ def main(config: dict[str, Any]) -> None:
             channel.reply(
                 seconds=total, generate=seconds["generate"], score=seconds["roll_out"] - seconds["generate"],
                 learn=total - seconds["roll_out"], prompt=seconds["prompt"], completion=seconds["completion"],
-                reward=trainer._metrics["train"]["reward"][-1],
+                reward=trainer._metrics["train"]["reward"][-1], peak_mib=peak_mib(),
             )  # fmt: skip
 
     dtype = getattr(torch, config["dtype"])

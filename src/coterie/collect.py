@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,11 @@ from torch import Tensor
 from coterie.clock import Clock
 from coterie.errors import RewardError, RunError
 from coterie.evaluator import verdicts
+from coterie.metrics import record
+from coterie.rewards import process
+from coterie.rewards.answer_span import answer_span
+from coterie.rewards.pairwise.contest import Contest
+from coterie.rewards.pairwise.judge import Pairs
 from coterie.rollouts import Rollouts, Sampling
 from coterie.run import Run
 from coterie.schedules import resolve
@@ -29,7 +35,9 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
     dropped = drawn = 0
     for round_ in range(rounds):
         have = sum(len(k.prompts) for k in kept)
-        batch = shape(run, score(run, roll_out(run, step, round_, want - have, clock), clock), step, clock)
+        scored = score(run, roll_out(run, step, round_, want - have, clock), step, round_, clock)
+        _tell(run, scored)
+        batch = shape(run, scored, step, clock)
         seen.append(batch)
         drawn += len(batch.prompts)
         passed = _apply_filters(run, batch, step, clock) if filters else batch
@@ -43,11 +51,21 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
     return Rollouts.concat(kept) if kept else None
 
 
+def _tell(run: Run, scored: Rollouts) -> None:
+    """Report outcomes to a curriculum that learns from them."""
+    observe = getattr(run.curriculum.instance, "observe", None)
+    if observe is not None:
+        correct = scored["correct"] if "correct" in scored else None
+        observe(scored["prompt_index"], scored["rewards"], correct)
+
+
 def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts:
     """Draw `count` prompts and complete each `group_size` times. Seeds are keyed by step, round, prompt and sample."""
     s = run.settings
     size = len(run.task.train)
-    indices = run.curriculum({"size": size, "count": count, "seed": s.seed}, step)
+    to_draw = getattr(run.strategy.instance, "to_draw", None)  # a strategy may have groups left, or begin more
+    drawn = count if to_draw is None else to_draw(count)
+    indices = run.curriculum({"size": size, "count": drawn, "seed": s.seed}, step)
     with clock.phase("generate"):
         prompts = [run.prompt(i) for i in indices]
         seeds = [
@@ -55,9 +73,15 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
             for place in range(len(prompts))
         ]
         entropy = "entropy_old" in wanted(run.recipe, "roll out")
+        ahead, each = run.rewards.ahead, s.rollout.group_size
+
+        def ended(number: int, text: str) -> None:
+            ahead.ask(number, text, prompts[number // each].row)
+
         return run.strategy(
             {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": sampling_at(run, step),
-             "entropy": entropy},
+             "entropy": entropy, "count": count, "prompt_at": run.prompt,
+             "ended": ended if ahead.functions else None},
             step,
         )  # fmt: skip
 
@@ -67,17 +91,23 @@ def sampling_at(run: Run, step: int) -> Sampling:
     return Sampling(float(resolve(r.temperature, step)), r.top_p, r.top_k, r.min_p, r.max_tokens, tuple(r.stop))
 
 
-def score(run: Run, rollouts: Rollouts, clock: Clock) -> Rollouts:
-    """Reward components by the task's and the user's functions, their weighted sum, and the verifier's verdict.
+def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) -> Rollouts:
+    """Reward components by the task's and the user's functions and by the pairwise judge, their weighted sum, and the
+    verifier's verdict; a score for each step where there is a process function.
 
-    A rollout for which no function gave a value leaves the table, so that it enters no mean.
+    A rollout for which no function gave a value, or the process function none, leaves the table: it enters no mean.
     """
     with clock.phase("score"):
         order = rollouts["groups"].tolist()
         rows = [rollouts.prompts[g].row for g in order]
-        ids = [t[:n] for t, n in zip(rollouts["tokens"].tolist(), rollouts["lengths"].tolist(), strict=True)]
+        ids = _completion_ids(rollouts)
+        steps = _steps(run, rollouts) if run.process is not None else []
+        if steps:
+            rows = [{**row, process.STEPS: texts} for row, (_, texts) in zip(rows, steps, strict=True)]
         scores = run.rewards.score([r.get("prompt") for r in rows], rollouts.texts, rows, ids)
         run.notes += scores.errors
+        if run.contest is not None:
+            scores.components[run.contest.judge.name] = _compare(run, run.contest, rollouts, step, round_)
         components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
         new: dict[str, Any] = {"components": components, "rewards": _combine(components, run.reward_weights)}
         if run.task.verify is not None:
@@ -86,15 +116,87 @@ def score(run: Run, rollouts: Rollouts, clock: Clock) -> Rollouts:
         for outcome in ("error", "timeout", "none"):
             count = sum(c.get(outcome, 0) for c in scores.outcomes.values())
             run.metrics[f"reward/{outcome}s"] = run.metrics.get(f"reward/{outcome}s", 0.0) + count
+        if "answers" in wanted(run.recipe, "score"):
+            new["answers"] = _answers(run, rollouts)
+        if "answer_mask" in wanted(run.recipe, "score"):
+            new["answer_mask"] = _answer_mask(run, rollouts)
         new = {k: _to(v, rollouts["groups"].device) for k, v in new.items()}
         rollouts = rollouts.with_columns(**new)
         valid = ~rollouts["rewards"].isnan()
+        if run.process is not None:
+            marks = scores.steps[run.process]
+            rollouts = rollouts.with_columns(**process.columns([s for s, _ in steps], marks, rollouts["mask"]))
+            valid &= torch.tensor([m is not None for m in marks], device=valid.device)
         if not bool(valid.any()):
             raise RewardError(
                 "no reward function gave a value for any rollout of this batch",
                 hint=f"the first: {scores.errors[0]}" if scores.errors else "they all answered None: check them",
             )
         return rollouts if bool(valid.all()) else rollouts.rows(valid)
+
+
+def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: int) -> list[float]:
+    """What the pairwise judge and its scheme make of each rollout, NaN where nothing."""
+    texts, groups = rollouts.texts, rollouts["groups"].tolist()
+
+    def pairs_of(first: list[int], second: list[int]) -> Pairs:
+        rows = [rollouts.prompts[groups[i]].row for i in first]
+        return Pairs([r.get("prompt") for r in rows], [texts[i] for i in first], rows, [], [texts[j] for j in second])
+
+    def seed(group: int) -> int:
+        return stream(run.settings.seed, "pairwise", step, round_, group)
+
+    held = contest.hold(groups, pairs_of, run.rewards.compare, seed)
+    run.notes += held.errors
+    decided = held.verdicts["first"] + held.verdicts["second"]
+    missing = sum(held.verdicts[kind] for kind in ("none", "error", "timeout"))
+    ties = held.verdicts["tie"]
+    for name, count in {"verdicts": decided + ties, "ties": ties, "failures": missing}.items():
+        run.metrics[f"pairwise/{name}"] = run.metrics.get(f"pairwise/{name}", 0.0) + count
+    if decided:
+        record("pairwise/first_share", held.verdicts["first"] / decided)
+    return held.rewards
+
+
+def _completion_ids(rollouts: Rollouts) -> list[list[int]]:
+    """Each row's tokens up to its last decision, those that were put between its decisions included."""
+    ends = (rollouts["mask"] * torch.arange(1, rollouts["mask"].shape[1] + 1, device=rollouts["mask"].device)).amax(-1)
+    return [t[:n] for t, n in zip(rollouts["tokens"].tolist(), ends.tolist(), strict=True)]
+
+
+def _steps(run: Run, rollouts: Rollouts) -> list[tuple[list[int], list[str]]]:
+    """For each row, the step of each of its decisions, and the texts of the steps."""
+    chosen = [t[m].tolist() for t, m in zip(rollouts["tokens"].cpu(), rollouts["mask"].cpu(), strict=True)]
+    texts = {token: run.policy.decode([token]) for token in {t for row in chosen for t in row}}
+    stop, separator = rollouts.sampling.stop, run.settings.rewards.step_separator
+    steps = [process.split([texts[t] for t in row], separator, stop) for row in chosen]
+
+    def decode(tokens: list[int]) -> str:
+        return run.policy.decode(tokens, stop)
+
+    return [(s, process.texts_of_steps(s, row, decode)) for s, row in zip(steps, chosen, strict=True)]
+
+
+def _answers(run: Run, rollouts: Rollouts) -> Tensor:
+    """Final answers by number; one that cannot be read shares its number with no other. [B]"""
+    read = run.task.answer or str.strip
+    numbers: dict[str, int] = {}
+    texts = [read(text) for text in rollouts.texts]
+    return torch.tensor([numbers.setdefault(t or f"\0{i}", len(numbers)) for i, t in enumerate(texts)])
+
+
+def _answer_mask(run: Run, rollouts: Rollouts) -> Tensor:
+    """Which decisions of each row spell its final answer. [B,T] bool"""
+    read = run.task.answer or (lambda text: text)
+
+    def decode(tokens: Sequence[int]) -> str:
+        return run.policy.decode(tokens, rollouts.sampling.stop)
+
+    out = torch.zeros_like(rollouts["mask"])
+    for row, (tokens, mask) in enumerate(zip(rollouts["tokens"].cpu(), rollouts["mask"].cpu(), strict=True)):
+        span = answer_span(tokens[mask].tolist(), decode, read)
+        out[row, mask.nonzero().squeeze(-1)[span.start : span.stop]] = True
+    return out
 
 
 def _to(value: Any, device: torch.device) -> Any:

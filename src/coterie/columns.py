@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coterie.errors import ShapeError
+from coterie.errors import RewardError, ShapeError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ groups       | B      | draw        | int   | group index: rollouts of one promp
 rewards      | B      | score       | float | scalar reward: weighted sum of the components unless a piece combines them
 components   | {B}    | score       | float | reward components before combination, by name
 correct      | B      | score       | bool  | the verifier's verdict, where the task has one
+answer_mask  | B T    | score       | bool  | decisions that spell the final answer, as the task reads it
+answers      | B      | score       | int   | number of the final answer: equal in a group iff the answers read alike
 token_rewards| B T    | score       | float | reward of each decision: the scalar one on the last, plus dense terms
 mask         | B T    | roll out    | bool  | decisions the policy took (not prompt, padding or tool output)
 lengths      | B      | roll out    | int   | number of decisions of each rollout, mask.sum(-1)
@@ -45,19 +47,26 @@ entropy_old  | B T    | roll out    | float | entropy of the decision's distribu
 version      | B T    | roll out    | int   | version of the weights that took the decision
 logp         | B T    | policy      | float | current log-prob; carries gradient in the update
 entropy      | B T    | policy      | float | entropy of the decision's distribution; carries gradient in the update
+spread       | B T    | policy      | float | how much the distributions of the group's rollouts differ at this position
+influence    | B T    | policy      | float | by how much a step on this decision raises the group's correct rollouts
 logp_ref     | B T    | reference   | float | log-prob under the frozen or slowly moving reference
-turn         | B T    | environment | int   | turn index of each decision, -1 where masked
+turn         | B T    | environment | int   | turn or step of each decision, -1 where masked or in none
 state_key    | B U    | environment | int   | hashable observation key of each turn
-step_rewards | B U    | environment | float | reward of each turn or process step
+step_rewards | B U    | environment | float | reward of each turn or process step, 0 where there is none
 parent       | B      | environment | int   | rollout this one was forked from, itself where it was not
-branch       | B      | environment | int   | decision index at which it was forked
+branch       | B      | environment | int   | decision at which it was forked, -1 where it was not
 prompt_index | B      | draw        | int   | stable index of the prompt in the task's training set
+drift        | B      | history     | float | mean absolute change of log-prob since the prompt's last visit
 advantages   | B,B T  | credit      | float | current advantage; modifiers read it and return a new one
 weights      | B,B T  | select      | float | gradient weight of each rollout or decision, 0 drops
 ratio        | B,B T  | update      | float | importance ratio, by the recipe's ratio piece
 step         | scalar | loop        | int   | optimisation step
 budget       | scalar | loop        | int   | completion budget of the run, rollout.max_tokens
+reward_weights| scalar | loop       | float | weight of each reward component, a dict by name
 """
+
+GROUPWISE = frozenset({"spread", "influence"})
+"""Columns of the policy that compare the rollouts of a group, which is then never split."""
 
 
 def _parse(table: str) -> dict[str, Column]:
@@ -110,6 +119,35 @@ def _check_tensor(name: str, value: Any, shapes: tuple[str, ...], dims: dict[str
 def per_decision(x: Tensor, mask: Tensor) -> Tensor:
     """Spread a [B] column over [B,T]; a [B,T] column passes unchanged. This is the only broadcasting there is."""
     return x.unsqueeze(-1).expand(mask.shape) if x.dim() == 1 else x
+
+
+def in_shape_of(x: Tensor, like: Tensor) -> Tensor:
+    """A [B] column beside `like`, which is [B] or [B,T]: one value a rollout for each of its decisions."""
+    return per_decision(x, like) if like.dim() == 2 else x
+
+
+def component(components: Mapping[str, Tensor], name: str, reader: str) -> Tensor:
+    """The reward component that a setting of `reader` names. [B]"""
+    if name not in components:
+        raise RewardError(
+            f"{reader} reads the reward component '{name}', which no reward function gives",
+            hint=f"{did_you_mean(name, components)}; a reward function of that name with weight 0 only annotates",
+        )
+    return components[name]
+
+
+def per_rollout(
+    constant: float, source: str | None, components: Mapping[str, Tensor], like: Tensor, reader: str
+) -> Tensor:
+    """A setting for each rollout: one number for all, or the component that `source` names. [B]
+
+    Where that component's function gave nothing, the number stands.
+    """
+    out = torch.full_like(like, constant)
+    if source is None:
+        return out
+    given = component(components, source, reader).to(like.dtype)
+    return torch.where(given.isnan(), out, given)
 
 
 def finite_or_zero(x: Tensor, mask: Tensor) -> Tensor:

@@ -7,12 +7,15 @@ import torch
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.evaluator import evaluate
+from coterie.metrics import Collector
+from coterie.metrics import collect as gather
 from coterie.observe.reporter import Reporter
 from coterie.observe.summary import describe
 from coterie.rollouts import Rollouts
 from coterie.run import Run
 from coterie.update import provide, update
 from coterie.warm_start import warm_start
+from coterie.wiring import wanted
 
 
 def train(run: Run, reporter: Reporter) -> None:
@@ -20,12 +23,15 @@ def train(run: Run, reporter: Reporter) -> None:
     if not run.started:
         begin(run, reporter)
     while run.step < run.settings.steps and not reporter.stopping:
-        clock, step = Clock(), run.step
+        clock, step, recorded = Clock(), run.step, Collector()
         run.metrics = {}
-        batch = collect(run, step, clock)
-        batch = delay(run, batch)
+        with gather(recorded):  # by the pieces before the update, which has a collector of its own
+            batch = collect(run, step, clock)
+            batch = delay(run, batch)
+            if batch is not None:
+                batch = select(run, credit(run, batch, step, clock), step, clock)
+        run.metrics |= recorded.means()
         if batch is not None:
-            batch = select(run, credit(run, batch, step, clock), step, clock)
             update(run, batch, step, clock)
             if run.needs_reference():
                 run.reference().after_step(step + 1)
@@ -60,6 +66,8 @@ def credit(run: Run, batch: Rollouts, step: int, clock: Clock) -> Rollouts:
     batch = provide(run, batch, "credit", step, clock)
     for piece in (run.recipe.single["credit.baseline"], *run.recipe.chain["credit.modifiers"]):
         batch = batch.with_columns(advantages=piece(run.table(batch, step), step))
+    if wanted(run.recipe, "history"):
+        run.history.remember(batch)
     return batch
 
 

@@ -46,7 +46,9 @@ _active: ContextVar[Collector | None] = ContextVar("coterie_metrics", default=No
 
 
 def record(name: str, value: Tensor | float, mask: Tensor | None = None) -> None:
-    """Report a metric from inside a piece. [B,T] and [B] values are averaged over `mask` (default: the loss mask)."""
+    """Report a metric from inside a piece. [B,T] and [B] values are averaged over `mask` (default: the loss mask in
+    the update, everything before it).
+    """
     collector = _active.get()
     if collector is not None:
         collector.add(name, value, mask)

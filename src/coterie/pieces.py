@@ -17,6 +17,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -32,6 +33,7 @@ KINDS: dict[str, tuple[str, str | None]] = {
     "strategy": ("coterie.rollout.strategies", None),
     "task": ("coterie.tasks", None),
     "verifier": ("coterie.rewards.verifiers", None),
+    "scheme": ("coterie.rewards.pairwise", None),
     "shaping": ("coterie.rewards.shaping", "rewards"),
     "baseline": ("coterie.credit", "advantages"),
     "modifier": ("coterie.credit", "advantages"),
@@ -44,8 +46,9 @@ KINDS: dict[str, tuple[str, str | None]] = {
     "aggregation": ("coterie.objectives.aggregations", None),
     "optimizer": ("coterie.optim", None),
 }
-TABLE_KINDS = frozenset(k for k in KINDS if k not in {"curriculum", "strategy", "task", "verifier", "optimizer"})
-FIXED_KINDS = frozenset({"task", "verifier"})
+_NO_TABLE = {"curriculum", "strategy", "task", "verifier", "scheme", "optimizer"}
+TABLE_KINDS = frozenset(k for k in KINDS if k not in _NO_TABLE)
+FIXED_KINDS = frozenset({"task", "verifier", "scheme"})
 """Kinds that are made once a run: their settings cannot move with the step."""
 _OUTPUT_SHAPES = ("B", "B T")
 
@@ -318,6 +321,7 @@ curriculum = _decorator("curriculum")
 strategy = _decorator("strategy")
 task = _decorator("task")
 verifier = _decorator("verifier")
+scheme = _decorator("scheme")
 optimizer = _decorator("optimizer")
 
 
@@ -362,6 +366,11 @@ def get(kind: str, slug: str, *, where: str = "") -> Piece:
             f"unknown {kind.replace('_', ' ')} '{slug}'", where=where or None, hint=did_you_mean(slug, known)
         )
     return piece
+
+
+def source(piece: Piece) -> Path:
+    """The file a piece is written in."""
+    return Path(str(sys.modules[piece.module].__file__))
 
 
 def all_pieces(kind: str | None = None) -> list[Piece]:

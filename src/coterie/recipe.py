@@ -24,6 +24,7 @@ SINGLE = {
     "task": "task",
     "draw.curriculum": "curriculum",
     "rollout.strategy": "strategy",
+    "rewards.pairwise.scheme": "scheme",
     "credit.baseline": "baseline",
     "objective.ratio": "ratio",
     "objective.trust_region": "trust_region",
@@ -69,6 +70,10 @@ class Recipe:
     method: str
     functions: list[Any]
     """Reward functions as written: names, `file.py:name`, mappings with a weight, or Python callables."""
+    process: Any = None
+    """The function that scores steps, as written: `file.py:name`, a mapping, or a Python callable."""
+    judge: Any = None
+    """The pairwise judge, written like that too."""
 
     def all_bound(self) -> list[tuple[str, BoundPiece]]:
         """Every table piece in the order of the loop, with its slot."""
@@ -86,7 +91,13 @@ class Recipe:
         """Plain data that makes the same recipe again."""
         out: dict[str, Any] = {"method": self.method, **self.settings.model_dump(mode="json", exclude_none=True)}
         out["rewards"] = {**out.get("rewards", {}), "functions": [_function_text(f) for f in self.functions]}
+        if self.process is not None:
+            out["rewards"]["process"] = _function_text(self.process)
+        if self.judge is not None:
+            out["rewards"]["pairwise"] = {"judge": _function_text(self.judge)}
         for slot in (*SINGLE, *CHAIN):
+            if slot == "rewards.pairwise.scheme" and slot not in self.single:
+                continue
             *parents, last = slot.split(".")
             node = out
             for parent in parents:
@@ -108,6 +119,10 @@ def absolute(value: Any) -> Any:
     file, colon, name = value.rpartition(":") if ".py:" in value else (value, "", "")
     looks_local = "/" in file or Path(file).suffix
     return str(Path(file).resolve()) + colon + name if looks_local and Path(file).exists() else value
+
+
+def _absolute_function(function: Any) -> Any:
+    return {**function, "fn": absolute(function.get("fn"))} if isinstance(function, Mapping) else absolute(function)
 
 
 def _piece_text(bound: BoundPiece) -> Any:
@@ -319,7 +334,9 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
             node = node.setdefault(part, {})
         node[path[-1]] = value
     functions = functions or _as_list(plain.get("rewards", {}).get("functions"))
-    functions = [{**f, "fn": absolute(f.get("fn"))} if isinstance(f, Mapping) else absolute(f) for f in functions]
+    functions = [_absolute_function(f) for f in functions]
+    process = _absolute_function(plain.get("rewards", {}).pop("process", None))
+    judge = _absolute_function(plain.get("rewards", {}).pop("pairwise", {}).get("judge"))
     model = plain.get("model") or {}
     if Path(model.get("name") or "").is_dir() and model.get("name"):
         model["name"] = str(Path(model["name"]).resolve())
@@ -337,7 +354,15 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
         for slot in ("objective.ratio", "objective.trust_region"):
             single.pop(slot, None)
     chain = {slot: [ref.bind(CHAIN[slot], slot) for ref in refs] for slot, refs in merge.chain.items()}
-    return Recipe(settings, single, chain, method, functions)
+    return Recipe(settings, single, chain, method, functions, process, judge)
+
+
+def pieces_of(method: Layer) -> list[tuple[str, BoundPiece]]:
+    """The pieces a method names, with its settings, and the slot of each."""
+    merge = _Merge()
+    merge.add(method, method=True)
+    found = [(slot, ref.bind(SINGLE[slot], slot)) for slot, ref in merge.single.items() if ref is not None]
+    return found + [(slot, ref.bind(CHAIN[slot], slot)) for slot, refs in merge.chain.items() for ref in refs]
 
 
 def _as_list(functions: Any) -> list[Any]:

@@ -47,6 +47,86 @@ def group_std(x: Tensor, groups: Tensor, ddof: int = 1) -> Tensor:
     return torch.where(n > ddof, variance, torch.zeros_like(variance)).sqrt()
 
 
+def _sorted(x: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows group by group, ascending in x and then in row order; the groups' indices, sizes and first places there."""
+    index, n = _index(groups)
+    order = x.argsort(stable=True)
+    order = order[index[order].argsort(stable=True)]
+    size = torch.zeros(n, dtype=torch.long, device=x.device).index_add(0, index, torch.ones_like(index))
+    return order, index, size, size.cumsum(0) - size
+
+
+def group_position(x: Tensor, groups: Tensor) -> Tensor:
+    """Place of each rollout in its group in ascending x, from 0; equal ones in row order. [B] -> [B] int"""
+    order, index, _, first = _sorted(x, groups)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=x.device) - first[index[order]]
+    return place
+
+
+def group_ties(x: Tensor, groups: Tensor) -> Tensor:
+    """Labels that rollouts share where they share the group and the value exactly: groups of ties. [B] -> [B] int"""
+    order, index, _, _ = _sorted(x, groups)
+    value, group = x[order], index[order]
+    label = torch.zeros_like(order)
+    label[order[1:]] = ((value[1:] != value[:-1]) | (group[1:] != group[:-1])).long().cumsum(0)
+    return label
+
+
+def group_rank(x: Tensor, groups: Tensor) -> Tensor:
+    """Rank of each rollout in its group in ascending x, from 0; equal ones share the mean rank. [B] -> [B]"""
+    return group_mean(group_position(x, groups).to(x.dtype), group_ties(x, groups))
+
+
+def group_median(x: Tensor, groups: Tensor) -> Tensor:
+    """Median over each rollout's group: the lower middle value where their number is even. [B] -> [B]"""
+    order, index, size, first = _sorted(x, groups)
+    return x[order[first + (size - 1) // 2]][index]
+
+
+def whiten(x: Tensor, ddof: int = 1, eps: float = 1e-8) -> Tensor:
+    """Minus the mean, over the standard deviation + eps, of all of them; exactly 0 where all are equal. [B] -> [B]"""
+    if len(x) <= ddof or bool(x.max() == x.min()):
+        return torch.zeros_like(x)
+    return (x - x.mean()) / (x.std(correction=ddof) + eps)
+
+
+def turn_count(turn: Tensor, mask: Tensor) -> Tensor:
+    """How many turns each rollout has; 0 where no decision is in one. [B,T] -> [B] int"""
+    return torch.where(mask, turn, torch.full_like(turn, -1)).amax(-1) + 1
+
+
+def at_turn(x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
+    """The value of each decision's turn; 0 where masked or in no turn. [B,U], [B,T] -> [B,T]"""
+    inside = mask & (turn >= 0)
+    return torch.where(inside, x.gather(1, torch.where(inside, turn, 0)), x.new_zeros(()))
+
+
+def turn_mean(x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the decisions of each decision's turn (those in none are one turn); 0 where masked. [B,T] -> [B,T]"""
+    width = torch.where(mask, turn, 0).max() + 2
+    label = torch.arange(len(turn), device=turn.device).unsqueeze(-1) * width + turn
+    return torch.zeros_like(x).masked_scatter(mask, group_mean(x[mask], label[mask]))
+
+
+def shared_prefixes(tokens: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
+    """Labels that decisions of a group share where their rollouts agree up to and with them: the nodes of a tree of
+    prefixes. -1 where masked. [B,T] -> [B,T] int
+
+    Only decisions are compared, not what stands between them. Exact, without hashing: rows in lexical order stand next
+    to those with which they share the longest beginning.
+    """
+    width = mask.shape[1]
+    place = mask.cumsum(-1) - 1
+    chosen = torch.full_like(tokens, -1, dtype=torch.long)
+    chosen[mask.nonzero()[:, 0], place[mask]] = tokens[mask].long()
+    paths, path = torch.unique(torch.cat([_index(groups)[0].unsqueeze(-1), chosen], 1), dim=0, return_inverse=True)
+    parts = torch.ones_like(paths, dtype=torch.bool)
+    parts[1:] = (paths[1:] != paths[:-1]).cumsum(-1) > 0
+    node = parts.cumsum(0) * (width + 1) + torch.arange(width + 1, device=mask.device)
+    return torch.where(mask, node[:, 1:][path].gather(1, place.clamp_min(0)), -1)
+
+
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """Sum over the decisions of each rollout; whatever stands in padding is ignored. [B,T] -> [B]"""
     return torch.where(mask, x, torch.zeros_like(x)).sum(-1)

@@ -80,6 +80,8 @@ class Rollouts:
         """Some rows, with the decision axis trimmed to the longest that remains."""
         index = index.nonzero().squeeze(-1) if index.dtype == torch.bool else index
         picked = {name: _map(value, lambda t: t[index]) for name, value in self.columns.items()}
+        if "parent" in picked:
+            picked["parent"] = _follow(picked["parent"], index, len(self))  # type: ignore[arg-type]
         if "mask" in picked and len(index):
             used = picked["mask"].any(0).nonzero()  # type: ignore[union-attr]
             width = int(used[-1]) + 1 if len(used) else 1
@@ -89,10 +91,9 @@ class Rollouts:
 
     @staticmethod
     def concat(parts: Sequence[Rollouts]) -> Rollouts:
-        """Stack tables of the same columns; groups are renumbered, decisions padded to the widest."""
+        """Stack tables of the same columns: groups and parents renumbered, decisions and turns padded to the widest."""
         if len(parts) == 1:
             return parts[0]
-        width = max(p["mask"].shape[1] for p in parts)
         out: dict[str, Value] = {}
         for name in parts[0].columns:
             if name == "groups":
@@ -101,10 +102,14 @@ class Rollouts:
                     pieces.append(p["groups"] + shift)
                     shift += len(p.prompts)
                 out[name] = torch.cat(pieces)
+            elif name == "parent":
+                first = [sum(map(len, parts[:i])) for i in range(len(parts))]
+                out[name] = torch.cat([p["parent"] + start for p, start in zip(parts, first, strict=True)])
             elif isinstance(parts[0].columns[name], dict):
                 keys = parts[0].columns[name].keys()  # type: ignore[union-attr]
                 out[name] = {k: torch.cat([p.columns[name][k] for p in parts]) for k in keys}  # type: ignore[index]
             else:
+                width = max(p[name].shape[-1] for p in parts)
                 out[name] = torch.cat([_widen(name, p[name], width) for p in parts])
         return Rollouts(
             [q for p in parts for q in p.prompts], out, parts[0].sampling, [t for p in parts for t in p.texts]
@@ -116,9 +121,16 @@ def _has_t(name: str, tensor: Tensor) -> bool:
 
 
 def _widen(name: str, tensor: Tensor, width: int) -> Tensor:
-    if not _has_t(name, tensor) or tensor.shape[1] == width:
+    if tensor.dim() == 1 or tensor.shape[1] == width:
         return tensor
     return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=-1 if name == "turn" else 0)
+
+
+def _follow(parent: Tensor, index: Tensor, count: int) -> Tensor:
+    """Parents as rows of the new table; a rollout whose parent is not there any more is its own."""
+    here = torch.arange(len(index), device=parent.device)
+    place = torch.full((count,), -1, device=parent.device).scatter(0, index, here)[parent]
+    return torch.where(place >= 0, place, here)
 
 
 def _map(value: Value, fn: Any) -> Value:

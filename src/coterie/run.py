@@ -15,6 +15,7 @@ from coterie import wiring
 from coterie.checkpoint import load_state, save_state
 from coterie.errors import RecipeError, did_you_mean
 from coterie.hardware import reuse_freed_memory
+from coterie.history import History
 from coterie.optim.master import MasterWeights, optimize
 from coterie.pieces import BoundPiece
 from coterie.policies.causal_lm import CausalLM
@@ -23,11 +24,15 @@ from coterie.policies.reference import Reference
 from coterie.policies.tiny import CHARACTERS, TinySpec
 from coterie.recipe import Recipe
 from coterie.rewards.functions import rewards_of
+from coterie.rewards.pairwise.contest import Contest, contest_of
+from coterie.rewards.process import process_of
 from coterie.rewards.runner import RewardRunner
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sections import Settings
 from coterie.streams import stream
 from coterie.tasks.base import Task
+
+_PROMPTS_KEPT = 2**14
 
 
 @dataclass
@@ -44,6 +49,10 @@ class Run:
     score_columns: set[str]
     whole_groups: bool
     reward_weights: dict[str, float]
+    process: str | None = None
+    """Name of the process function, if there is one; it runs with the rewards."""
+    contest: Contest | None = None
+    """The pairwise judge and its scheme, if there are; its component has the judge's name."""
     step: int = 0
     first_update: bool = True
     started: bool = False
@@ -55,7 +64,10 @@ class Run:
     """Everything rolled out in the last step, filtered groups included: what the metrics describe."""
     pending: deque[Rollouts] = field(default_factory=deque)
     """Batches waiting for their late update (update.staleness)."""
+    history: History = field(default_factory=History)
+    """What `drift` is measured on; empty where no piece reads it."""
     _reference: Reference | None = None
+    _prompts: dict[int, Prompt] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
@@ -64,12 +76,18 @@ class Run:
     def table(self, rollouts: Rollouts, step: int) -> dict[str, Any]:
         """The columns a piece may read at this point."""
         out: dict[str, Any] = {**rollouts.columns, "step": step, "budget": self.settings.rollout.max_tokens}
+        out["reward_weights"] = self.reward_weights
         out.setdefault("weights", torch.ones_like(rollouts["logp_old"][:, 0]))
         return out
 
     def prompt(self, index: int) -> Prompt:
-        row = self.task.train[index]
-        return Prompt(self.policy.encode(row["prompt"]), row, index)
+        """Prompt `index` of the training set, encoded once while it is among the last ones asked for."""
+        if index not in self._prompts:
+            if len(self._prompts) >= _PROMPTS_KEPT:
+                self._prompts.clear()
+            row = self.task.train[index]
+            self._prompts[index] = Prompt(self.policy.encode(row["prompt"]), row, index)
+        return self._prompts[index]
 
     def reference(self) -> Reference:
         if self._reference is None:
@@ -97,6 +115,7 @@ class Run:
             "reference": self._reference.state_dict() if self._reference is not None else None,
             "adapters": self.policy.state_dict() if self.policy.has_adapters else None,
             "pending": [_pack(r) for r in self.pending],
+            "history": self.history.state_dict(),
         }
         save_state(folder / "state.pt", state)
 
@@ -113,6 +132,7 @@ class Run:
         if state["reference"] is not None:
             self.reference().load_state_dict(state["reference"])
         self.pending = deque(self._unpack(r) for r in state["pending"])
+        self.history.load_state_dict(state["history"])
 
     def _unpack(self, packed: dict[str, Any]) -> Rollouts:
         prompts = [Prompt(tuple(t), self.task.train[i], i) for t, i in packed["prompts"]]
@@ -147,8 +167,18 @@ def build_task(recipe: Recipe) -> Task:
 def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
     """Load what the recipe names, from the hub, disk or a checkpoint. Fails before loading where it can."""
     task = build_task(recipe)
-    wiring.check(recipe, has_verifier=task.verify is not None)
-    functions, weights = rewards_of(task, recipe.functions, recipe.settings.rewards)
+    process = process_of(task, recipe.process, recipe.settings.rewards)
+    wiring.check(recipe, has_verifier=task.verify is not None, has_process=process is not None)
+    contest = contest_of(recipe.judge, recipe.single.get("rewards.pairwise.scheme"), recipe.settings)
+    judge = None if contest is None else contest.judge
+    functions, weights = rewards_of(task, recipe.functions, recipe.settings.rewards, judge)
+    if process is not None:
+        if not wiring.reads_steps(recipe):
+            process = None  # the task has one and nobody asks
+        elif process.name in weights:
+            raise RecipeError(
+                f"a reward and the process function are both named {process.name}", hint="give one a 'name'"
+            )
     policy = CausalLM.load(model_spec(recipe, task, checkpoint))
     optimizer = optimize(policy.trainable_parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
     columns = wiring.wanted(recipe, "policy", "objective") | {"logp"}
@@ -156,13 +186,15 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
         recipe=recipe,
         task=task,
         policy=policy,
-        rewards=RewardRunner(functions),
+        rewards=RewardRunner(functions if process is None else [*functions, process], judge),
         optimizer=optimizer,
         curriculum=recipe.single["draw.curriculum"],
         strategy=recipe.single["rollout.strategy"],
         score_columns=columns,
         whole_groups=any(b.piece.whole_groups for _, b in recipe.all_bound()),
         reward_weights=weights,
+        process=None if process is None else process.name,
+        contest=contest,
     )
     run.notes += task.notes
     if checkpoint is not None:

@@ -36,6 +36,7 @@ class Rewards(Section):
     on_error: Literal["fail", "none", "zero"] | None = Field(
         None, description="a reward function that raises or times out: stop, leave the rollout out, or score 0"
     )
+    step_separator: str = Field("\n", min_length=1, description="what stands between the steps that a process scores")
 
 
 class Update(Section):
@@ -113,7 +114,7 @@ class Settings(Section):
 
 PIECE_KEYS = {
     "task": {}, "optimizer": {}, "model": {}, "method": {},
-    "draw": ["curriculum"], "rollout": ["strategy"], "rewards": ["shaping", "functions"],
+    "draw": ["curriculum"], "rollout": ["strategy"], "rewards": ["shaping", "functions", "process", "pairwise"],
     "credit": ["baseline", "modifiers"], "selection": ["filters", "weights"],
     "objective": ["ratio", "trust_region", "loss", "aggregation", "terms"],
 }  # fmt: skip
@@ -131,6 +132,7 @@ def _sections() -> dict[str, Any]:
             out[name] = {**(out.get(name) or {}), **{key: None for key in keys}}
         else:
             out[name] = None
+    out["rewards"]["pairwise"] = {"judge": None, "scheme": None}
     return out
 
 
@@ -139,7 +141,7 @@ LEAVES = frozenset(
     f"{name}.{key}" if key else name
     for name, inner in SECTIONS.items()
     for key in (inner if inner is not None else [""])
-) - {"rewards.weights"}  # fmt: skip
+) - {"rewards.weights", "rewards.pairwise"} | {"rewards.pairwise.judge", "rewards.pairwise.scheme"}  # fmt: skip
 """Settings whose value is one thing, whatever its type; the weights of rewards are settings by name."""
 DEFAULTS = Layer(
     "defaults",

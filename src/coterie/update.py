@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coterie.clock import Clock
-from coterie.columns import finite_or_zero, per_decision
+from coterie.columns import GROUPWISE, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RunError
 from coterie.metrics import Collector, collect
 from coterie.rollouts import Rollouts
@@ -198,11 +198,15 @@ def _step(run: Run, step: int) -> float:
 
 
 def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -> Rollouts:
-    """Fill in the columns of policy and reference that pieces in these slots read, without gradient.
+    """Fill in the columns of policy, reference and history that pieces in these slots read, without gradient.
 
     In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used. There
     update.recompute_logp replaces the sampler's logp_old by the trainer's.
     """
+    if "drift" in wanted(run.recipe, "history", slots) and "drift" not in rollouts:
+        with clock.phase("reference"), torch.no_grad():
+            drift = run.history.drift(rollouts, lambda past: _score_live(run, past, {"logp"})["logp"])
+        rollouts = rollouts.with_columns(drift=drift)
     missing = {c for c in wanted(run.recipe, "reference", slots) if c not in rollouts}
     if slots != "objective":
         missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
@@ -221,7 +225,7 @@ def _score_live(run: Run, rollouts: Rollouts, columns: set[str]) -> dict[str, Te
     out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
     own = {"logp" if c == "logp_old" else c for c in columns - {"logp_ref"}}
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
-    for rows in microbatches(rollouts.rows(alive), budget, shared_prefix=shared):
+    for rows in microbatches(rollouts.rows(alive), budget, bool(own & GROUPWISE), shared):
         micro = rollouts.rows(alive[rows])
         found = run.policy.score(micro, own) if own else {}
         found = found | (run.reference().score(micro) if "logp_ref" in columns else {})

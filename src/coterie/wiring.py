@@ -13,6 +13,7 @@ from coterie.recipe import Recipe
 COST = {
     "policy": "forward",
     "reference": "weights in memory + forward",
+    "history": "forward of earlier rollouts",
     "roll out": "free",
     "environment": "environment",
 }
@@ -52,13 +53,34 @@ def uses(recipe: Recipe) -> list[Use]:
     ]
 
 
-def check(recipe: Recipe, *, has_verifier: bool | None = None, provides: frozenset[str] = frozenset()) -> None:
+PROCESS = frozenset({"turn", "step_rewards"})
+"""Columns that a process function fills."""
+
+
+def check(
+    recipe: Recipe,
+    *,
+    has_verifier: bool | None = None,
+    has_process: bool | None = None,
+    provides: frozenset[str] = frozenset(),
+) -> None:
     """Raise RecipeError for a recipe that could not run: a column nobody provides or that is made too late, a group too
     small, an objective that is missing or whose shapes do not fit. Warn of two normalisations in a row.
 
-    `provides`: columns of environments and strategies in use. `has_verifier`: whether the task fills `correct`.
+    `provides`: columns of environments in use. `has_verifier`: whether the task fills `correct`. `has_process`: whether
+    recipe or task have a function that scores steps. What is not said (None) is not refused.
     """
-    _check_providers(recipe, has_verifier, provides)
+    strategy = recipe.single["rollout.strategy"].piece
+    made = _made_by_strategy(recipe)
+    scored = has_process is not False and "turn" not in made
+    _check_providers(recipe, has_verifier, provides | made | (PROCESS if scored else frozenset()))
+    _check_steps(recipe)
+    if recipe.settings.rollout.group_size < strategy.min_group:
+        raise RecipeError(
+            f"rollout.strategy={strategy.slug} makes groups of at least {strategy.min_group} rollouts, and "
+            f"rollout.group_size is {recipe.settings.rollout.group_size}",
+            hint="rollout.group_size=8",
+        )
     for slot, bound in recipe.all_bound():
         _check_order(slot, bound)
         if recipe.settings.rollout.group_size < bound.piece.min_group:
@@ -68,9 +90,45 @@ def check(recipe: Recipe, *, has_verifier: bool | None = None, provides: frozens
                 hint="rollout.group_size=8, or a baseline over the batch: credit.baseline=whitened_return",
             )
     _check_objective(recipe)
+    _check_shaping(recipe)
     whiteners = [f"{slot}={b.piece.slug}" for slot, b in recipe.all_bound() if slot.startswith("credit") and whitens(b)]
     if len(whiteners) > 1:
         warnings.warn(f"two pieces normalise the advantage, one after the other: {', '.join(whiteners)}", stacklevel=2)
+
+
+_MENDS = {
+    "step_rewards": "an agent environment or a process function does: rewards.process=file.py:name scores each step",
+    "turn": "rewards.process=file.py:name, rollout.strategy=segment_tree or an agent environment does",
+    "state_key": "an agent environment or rollout.strategy=segment_tree does",
+    "parent": "a strategy that forks does: rollout.strategy=segment_probes",
+    "branch": "a strategy that forks does: rollout.strategy=segment_probes",
+}
+
+
+def reads_steps(recipe: Recipe) -> bool:
+    """Whether a process function is of use: a piece reads what it gives, and the strategy says nothing of steps."""
+    read = any(PROCESS & {*b.piece.required, *b.piece.optional} for _, b in recipe.all_bound())
+    return read and "turn" not in _made_by_strategy(recipe)
+
+
+def _made_by_strategy(recipe: Recipe) -> frozenset[str]:
+    return frozenset((recipe.single["rollout.strategy"].piece.writes or "").split())
+
+
+def _check_steps(recipe: Recipe) -> None:
+    """A process function that is named must be of use, and steps have one maker."""
+    if recipe.process is None or reads_steps(recipe):
+        return
+    if "turn" not in _made_by_strategy(recipe):
+        raise RecipeError(
+            "rewards.process is named, and no piece of the recipe reads the scores of steps",
+            hint="a method that does: prof, tp-grpo, rank-grpo; or leave rewards.process out",
+        )
+    raise RecipeError(
+        "rewards.process and rollout.strategy="
+        f"{recipe.single['rollout.strategy'].piece.slug} both say which step a decision is in",
+        hint="rollout.strategy=plain, or leave rewards.process out",
+    )
 
 
 def _check_providers(recipe: Recipe, has_verifier: bool | None, provides: frozenset[str]) -> None:
@@ -80,7 +138,7 @@ def _check_providers(recipe: Recipe, has_verifier: bool | None, provides: frozen
         if use.provider == "environment" and use.column not in provides:
             raise RecipeError(
                 f"{use.consumers[0]} reads '{use.column}' ({COLUMNS[use.column].meaning}), which nobody provides",
-                hint="an agent environment or a tree strategy provides it; this recipe has neither",
+                hint=_MENDS.get(use.column, "an agent environment provides it; this recipe has none"),
             )
         if use.column == "correct" and has_verifier is False:
             raise RecipeError(
@@ -100,6 +158,19 @@ def _check_order(slot: str, bound: BoundPiece) -> None:
             )
 
 
+def _check_shaping(recipe: Recipe) -> None:
+    """What shapes the reward must reach the credit: a baseline over the components alone would pass it by."""
+    chain, baseline = recipe.chain["rewards.shaping"], recipe.single["credit.baseline"].piece
+    credit = [baseline, *(b.piece for b in recipe.chain["credit.modifiers"])]
+    reads = {column for piece in credit for column in piece.required}
+    if chain and "components" in reads and not reads & {"rewards", "token_rewards"}:
+        raise RecipeError(
+            f"rewards.shaping={chain[0].piece.slug} shapes the sum of the rewards, and credit.baseline={baseline.slug} "
+            "reads the components before they are summed",
+            hint="a reward function for what is shaped, as a component of its own; or credit.baseline=group_norm",
+        )
+
+
 def _check_objective(recipe: Recipe) -> None:
     single = recipe.single
     if "objective.loss" not in single and "objective.trust_region" not in single:
@@ -116,8 +187,9 @@ def _check_objective(recipe: Recipe) -> None:
 
 
 def whitens(bound: BoundPiece) -> bool:
-    """Whether a credit piece divides by a standard deviation (so that two in a chain deserve a warning)."""
-    return bound.settings.get("scale") in ("std", "batch_std") or bound.piece.slug.startswith("whitened")
+    """Whether a credit piece divides by a spread of rewards (so that two in a chain deserve a warning)."""
+    always = bound.piece.slug.startswith(("whitened", "decoupled", "pareto", "smooth"))
+    return always or bound.settings.get("scale") in ("std", "batch_std", "mad")
 
 
 def wanted(recipe: Recipe, provider: str, *slots: str) -> set[str]:

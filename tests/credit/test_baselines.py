@@ -70,12 +70,14 @@ class TestAgainstOracles:
     def t(self, numpy_table: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         return inputs.tensors(numpy_table, dtype)
 
+    @pytest.mark.oracle("grpo", "dapo", "dr-grpo", "gspo", "gspo-token", "cispo", "opmd", "asymre")
     @pytest.mark.parametrize("scale", ["std", "batch_std", "none"])
     @pytest.mark.parametrize(("ddof", "eps"), [(1, 1e-4), (0, 1e-6), (1, 0.5)])
     def test_group_norm(self, numpy_table: Any, t: Any, tolerance: float, scale: Any, ddof: int, eps: float) -> None:
         want = group_norm_oracle(numpy_table["rewards"], numpy_table["groups"], scale, ddof, eps)
         near(group_norm(t["rewards"], t["groups"], scale=scale, ddof=ddof, eps=eps), want, tolerance)
 
+    @pytest.mark.oracle("rloo")
     def test_leave_one_out(self, numpy_table: Any, t: Any, tolerance: float) -> None:
         want = leave_one_out_oracle(numpy_table["rewards"], numpy_table["groups"])
         near(leave_one_out(t["rewards"], t["groups"]), want, tolerance)
@@ -85,6 +87,7 @@ class TestAgainstOracles:
         want = log_mean_exp_oracle(numpy_table["rewards"], numpy_table["groups"], tau)
         near(log_mean_exp(t["rewards"], t["groups"], tau=tau), want, tolerance)
 
+    @pytest.mark.oracle("reinforce++", "reinforce++-baseline")
     @pytest.mark.parametrize("gamma", [1.0, 0.9])
     @pytest.mark.parametrize("group_baseline", [False, True])
     @pytest.mark.parametrize(("ddof", "eps", "dense"), [(1, 1e-8, 0.0), (0, 1e-2, 0.0), (1, 1e-8, 0.1)])
@@ -142,12 +145,25 @@ rewards_and_groups = st.lists(
 
 
 class TestRelations:
+    @pytest.mark.reduction("dr-grpo", "rloo")
     @given(rewards_and_groups)
     def test_dr_grpo_is_leave_one_out_shrunk(self, both: Any) -> None:
         rewards, groups = both
         n = torch.tensor([(groups == g).sum() for g in groups], dtype=torch.float64)
         near(group_norm(rewards, groups, scale="none"), (n - 1) / n * leave_one_out(rewards, groups), 1e-11)
 
+    @pytest.mark.reduction("grpo")
+    @given(rewards_and_groups, st.floats(0.1, 8))
+    def test_batch_std_is_std_for_one_group_and_one_scale_for_all(self, both: Any, factor: float) -> None:
+        rewards, groups = both
+        alone = torch.zeros_like(groups)
+        near(group_norm(rewards, alone, scale="batch_std"), group_norm(rewards, alone, scale="std"), 1e-11)
+        of_all, centred = (group_norm(rewards, groups, scale=s, eps=0.5) for s in ("batch_std", "none"))
+        spread = rewards.std() if len(rewards) > 1 else torch.zeros(())
+        near(of_all * (spread + 0.5), centred, 1e-11)
+        near(group_norm(factor * rewards, groups, scale="batch_std", eps=factor * 0.5), of_all, 1e-9)
+
+    @pytest.mark.reduction("grpo", "dr-grpo", "rloo")
     @given(rewards_and_groups)
     def test_advantages_of_a_group_sum_to_zero(self, both: Any) -> None:
         rewards, groups = both
@@ -166,6 +182,7 @@ class TestRelations:
         top = torch.stack([rewards[groups == g].max() for g in groups])
         near(log_mean_exp(rewards, groups, tau=1e-4), rewards - top, 1e-3)
 
+    @pytest.mark.reduction("asymre")
     @given(rewards_and_groups, st.floats(0, 2))
     def test_baseline_shift_adds_and_zero_is_identity(self, both: Any, delta: float) -> None:
         rewards, groups = both
@@ -174,6 +191,7 @@ class TestRelations:
         near(baseline_shift(a, delta=delta), a + delta)
         near(baseline_shift(a.unsqueeze(-1).expand(-1, 3), delta=delta), (a + delta).unsqueeze(-1).expand(-1, 3))
 
+    @pytest.mark.reduction("reinforce++", "reinforce++-baseline")
     @given(st.integers(0, 10_000))
     def test_reinforce_baseline_is_the_whitened_return_of_centred_rewards(self, seed: int) -> None:
         t = inputs.tensors(inputs.table("random", seed))
@@ -183,6 +201,7 @@ class TestRelations:
         based = whitened_return(t["token_rewards"] * 0, t["mask"], t["groups"], t["rewards"], group_baseline=True)
         near(based, plain, 1e-10)
 
+    @pytest.mark.reduction("reinforce++", "reinforce++-baseline")
     @given(st.integers(0, 10_000))
     def test_whitened_has_mean_0_and_variance_1_over_decisions(self, seed: int) -> None:
         t = inputs.tensors(inputs.table("random", seed))

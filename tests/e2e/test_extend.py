@@ -52,6 +52,8 @@ CASES = {
     "a piece of one's own": ["credit.baseline=mine.py:running_mean"],
     "an epoch's end": ["task.train=6"],
     "token rewards": ["--method", "reinforce++"],
+    "records of prompts": ["task.train=6", "draw.prompts=3", "--method", "spo-single"],
+    "tracked quantiles": ["--method", "riskpo"],
 }
 
 

@@ -13,10 +13,51 @@ import torch
 
 from coterie import methods
 from coterie.api import start
+from coterie.clock import Clock
+from coterie.collect import collect
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.reference import Reference
 from coterie.recipe import resolve
+from coterie.run import build
 from tests.e2e.conftest import TINY
+
+
+def functions(*named: str) -> str:
+    """The override that rewards with functions of tests/e2e/rewards.py; NAME=0 is an annotation."""
+    parts = [(n, w or "1") for n, _, w in (text.partition("=") for text in named)]
+    return f"rewards.functions=[{', '.join(f'{{fn: {REWARDS}:{n}, weight: {w}}}' for n, w in parts)}]"
+
+
+REWARDS = Path(__file__).with_name("rewards.py")
+JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise_judge.py'}:closer"
+EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
+# What a method asks for beyond a task and a reward to show a signal: slug -> overrides.
+NEEDS: dict[str, list[str]] = {
+    "dapo": ["selection.filters.dynamic_sampling.metric=rewards"],
+    "prof": [*EASY, "selection.filters.process_consistency.drop=2"],
+    "s-grpo": ["rollout.strategy.cue='>'", "rewards.shaping.serial_decay.metric=rewards"],
+    "spo-tree": ["rollout.strategy.branching=[2,2,2]"],
+    "gdpo": [functions("positions", "brevity")],
+    "pama": [functions("positions", "brevity")],
+    "p-grpo": [functions("positions", "thought")],
+    "g-ra": [functions("outcome", "steps"), "rewards.shaping.gate.at=0.2"],
+    "mo-grpo": [functions("positions", "brevity=0.5")],
+    "paco-grpo": [functions("positions", "steps")],
+    "gcpo": [functions("positions", "auxiliary=0")],
+    "stratified": [functions("positions", "tool_calls=0")],
+    "otc": [functions("positions", "tool_calls=0"), *EASY],
+    "prs": [functions("positions", "stage=0")],
+    "gtpo": ["credit.modifiers.conflict_tokens.max_entropy=9"],
+    "thr": EASY,
+    "drpo": ["objective.loss.drpo.above=0.2"],
+    "grpo-care": [functions("positions"), "rewards.shaping.consistency_bonus.accuracy=positions"],
+    "lightning-rl": [functions("positions", "speed"), *EASY],
+    "pref-grpo": [JUDGE],
+    "arena-rl": [JUDGE],
+    "brpo": [JUDGE],
+    "grpo-s": [functions("positions", "hardness=0")],
+    "urpa": [functions("positions", "start=0", "end=0"), "credit.modifiers.interval_confidence.width=4"],
+}
 
 
 def weights_at(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -32,9 +73,7 @@ def test_it_trains(slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     build = Reference.__init__
     monkeypatch.setattr(Reference, "__init__", lambda self, *a, **k: (made.append(self), build(self, *a, **k))[1])
     learnable = ["task.dense=true", "rollout.group_size=8"]  # from random weights nothing is right, some is less wrong
-    if slug == "dapo":
-        learnable.append("selection.filters.dynamic_sampling.metric=rewards")
-    recipe = resolve(method=slug, overrides=[*TINY, *learnable])
+    recipe = resolve(method=slug, overrides=[*TINY, *learnable, *NEEDS.get(slug, [])])
     result = start(recipe, tmp_path / "run", quiet=True)
     for row in result.metrics:
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, float)), row
@@ -65,6 +104,27 @@ def test_every_method_survives_being_written_down() -> None:
 
         again = resolve(values=from_dotted(recipe.to_dict(), "written").tree)
         assert again.to_yaml() == recipe.to_yaml(), slug
+
+
+def test_what_pieces_before_the_update_record_is_in_the_metrics(tmp_path: Path) -> None:
+    """Shaping, credit and selection, each step anew."""
+    recipe = resolve(method="mc-grpo+unlikeliness", overrides=[*TINY, "task.dense=true", "rollout.group_size=5"])
+    result = start(recipe, tmp_path / "run", quiet=True)
+    for row in result.metrics[1:]:
+        assert {"unlikeliness/rewarded_rank", "credit/mad_zero_share"} <= row.keys()
+        assert row["weights/pivot_share"] == pytest.approx(0.2)
+
+
+def test_what_shaping_remembers_survives_a_stop(tmp_path: Path) -> None:
+    """The fewest tool calls of each prompt, in a checkpoint and back."""
+    runs = [build(resolve(method="otc", overrides=[*TINY, *NEEDS["otc"]]))]
+    for step in range(2):
+        runs[0].metrics = {}
+        assert collect(runs[0], step, Clock()) is not None
+    runs[0].save(tmp_path / "checkpoint")
+    runs.append(build(resolve(method="otc", overrides=[*TINY, *NEEDS["otc"]]), tmp_path / "checkpoint"))
+    before, after = (run.stateful()["rewards.shaping=tool_efficiency"].state_dict() for run in runs)
+    assert len(before["prompts"]) == 1 and all(torch.equal(before[k], after[k]) for k in before)
 
 
 def test_dapo_replaces_groups_without_a_signal_and_caps_the_rounds(tmp_path: Path) -> None:
@@ -104,6 +164,17 @@ def test_the_worked_example_of_contributing(cli: Callable, tmp_path: Path) -> No
     assert cli("train", *TINY, piece, "credit.baseline.power=2", "-q", "-o", "run").code == 0
     written = (tmp_path / "run/recipe.yaml").read_text()
     assert f"{example}:median_baseline" in written and "power: 2.0" in written
+    assert cli("resume", "run", "steps=3", "-q").code == 0
+
+
+@pytest.mark.parametrize("method", ["pref-grpo", "arena-rl", "brpo"])
+def test_the_judges_of_the_examples(cli: Callable, tmp_path: Path, method: str) -> None:
+    """Named on the command line they train, are written down by their path, and resume."""
+    judge = JUDGE.replace("closer", "shorter")
+    assert cli("train", *TINY, "--method", method, judge, "-q", "-o", "run").code == 0
+    assert "examples/pairwise_judge.py:shorter" in (tmp_path / "run/recipe.yaml").read_text()
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["pairwise/verdicts"] + last["pairwise/failures"] > 0
     assert cli("resume", "run", "steps=3", "-q").code == 0
 
 

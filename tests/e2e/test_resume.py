@@ -89,7 +89,8 @@ def resume_until_done(run: Path, *, kills: int, seed: int) -> None:
             process.communicate(timeout=rng.uniform(2.5, 6.0))
         except subprocess.TimeoutExpired:
             kill(process)
-    if json.loads((run / "status.json").read_text())["state"] != "finished":
+    status = run / "status.json"  # not there yet where every kill came early
+    if not status.exists() or json.loads(status.read_text())["state"] != "finished":
         finish("resume", str(run), "-q")
 
 

@@ -58,6 +58,7 @@ class TestByHand:
         np.testing.assert_allclose(run("constant", "batch", two_rows()), [[0.1] * 3, [0.1, 0, 0]])
         np.testing.assert_allclose(run("constant", "batch", two_rows(), length=1), [[0.5] * 3, [0.5, 0, 0]])
 
+    @pytest.mark.reduction("overlong-filtering")
     @pytest.mark.parametrize(("name", "scope"), CASES)
     def test_a_dropped_rollout_leaves_the_denominator_too(self, name: str, scope: str) -> None:
         alone = two_rows() | {"mask": torch.tensor([[True, True, True]]), "groups": torch.tensor([0])}

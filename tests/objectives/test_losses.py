@@ -79,6 +79,23 @@ for estimator in ("k1", "k2", "k3"):
         pair = kl(coef=0.3, estimator=estimator, importance=importance), on_kl(0.3, estimator, importance)
         CASES[f"kl-{estimator}-{importance}"] = pair
 
+# Beginning of a case's name -> the methods whose objective it is.
+METHODS = {
+    "ppo_clip-": ("grpo", "dapo", "dr-grpo", "ppo-clip", "reinforce++", "reinforce++-baseline"),
+    "gspo": ("gspo",),
+    "gspo_token": ("gspo-token",),
+    "cispo": ("cispo",),
+    "opmd": ("opmd",),
+    "reinforce-none-none": ("asymre", "rloo"),
+    "kl-": ("kl",),
+}
+
+
+def marked(case: str) -> Any:
+    slugs = next((METHODS[start] for start in sorted(METHODS, key=len)[::-1] if case.startswith(start)), ())
+    return pytest.param(case, id=case, marks=pytest.mark.oracle(*slugs))
+
+
 AGGREGATIONS: dict[str, Callable[[dict[str, Any]], Tensor]] = {
     "token": lambda t: token(t["weights"], t["mask"], t["groups"]),
     "sequence": lambda t: sequence(t["weights"], t["mask"], t["groups"]),
@@ -117,7 +134,7 @@ def compare(case: str, n: dict[str, Any], dtype: torch.dtype = torch.float64, to
 
 
 @pytest.mark.parametrize("kind", inputs.KINDS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_value_and_gradient(case: str, kind: str) -> None:
     for seed in range(2):
         compare(case, inputs.table(kind, seed))
@@ -234,6 +251,7 @@ class TestNumbersOfTheSources:
         check_example(kl(), "token", None, [[by_hand[0]], [by_hand[1]]], t)
 
 
+@pytest.mark.oracle("entropy-bonus")
 def test_entropy_bonus() -> None:
     t = inputs.tensors(inputs.table("empty_rows"))
     entropy = inputs.garbage("entropy", t["entropy"], t["mask"]).requires_grad_()

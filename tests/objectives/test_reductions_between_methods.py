@@ -63,6 +63,7 @@ def same(a: tuple[float, np.ndarray], b: tuple[float, np.ndarray], *, value: boo
         assert a[0] == pytest.approx(b[0], rel=1e-10, abs=1e-12)
 
 
+@pytest.mark.reduction("dapo", "grpo")
 @given(seeds, st.floats(0.01, 0.5))
 def test_dapo_with_equal_clips_and_nothing_filtered_is_grpo_as_a_token_mean(seed: int, eps: float) -> None:
     t = update(seed)
@@ -72,6 +73,7 @@ def test_dapo_with_equal_clips_and_nothing_filtered_is_grpo_as_a_token_mean(seed
     assert value == pytest.approx(-float(per_decision.mean()), abs=1e-12)
 
 
+@pytest.mark.reduction("dr-grpo", "grpo")
 @given(seeds)
 def test_equal_lengths_make_token_sequence_and_constant_agree(seed: int) -> None:
     t = update(seed)
@@ -81,6 +83,7 @@ def test_equal_lengths_make_token_sequence_and_constant_agree(seed: int) -> None
     same(both(clipped, t, "token"), both(clipped, t, "constant"))
 
 
+@pytest.mark.reduction("gspo", "gspo-token")
 @given(seeds, st.sampled_from(["sequence", "sequence_token"]))
 def test_gspo_of_one_decision_is_grpo(seed: int, level: str) -> None:
     t = update(seed)
@@ -91,6 +94,7 @@ def test_gspo_of_one_decision_is_grpo(seed: int, level: str) -> None:
     same(both(clipped, t, "sequence", level=level), both(clipped, t, "sequence"))
 
 
+@pytest.mark.reduction("gspo-token")
 @given(seeds, st.floats(0.001, 0.3), st.floats(0.001, 0.3))
 def test_gspo_token_is_gspo_when_the_advantage_is_constant_over_the_rollout(seed: int, low: float, high: float) -> None:
     t = update(seed)
@@ -122,6 +126,7 @@ def test_on_policy_every_first_order_method_is_the_policy_gradient(seed: int) ->
     same((tau[0] * 2.5, tau[1] * 2.5), plain)
 
 
+@pytest.mark.reduction("opmd")
 @given(seeds, st.sampled_from(["token", "sequence"]))
 def test_opmd_with_tau_0_is_reinforce(seed: int, name: str) -> None:
     t = update(seed)
@@ -140,12 +145,14 @@ def test_opmd_levels_agree_on_one_decision(seed: int) -> None:
     same(both(whole, t, "sequence", name="opmd"), both(whole, t, "sequence", name="opmd", level="token"))
 
 
+@pytest.mark.reduction("cispo")
 @given(seeds)
 def test_cispo_far_from_its_bounds_has_the_unclipped_gradient(seed: int) -> None:
     t = update(seed)
     same(both(cispo, t, "token", max_ratio=1e6), both(unclipped, t, "token"), value=False)
 
 
+@pytest.mark.reduction("ppo-clip")
 @given(seeds)
 def test_wide_bounds_are_no_bounds(seed: int) -> None:
     t = update(seed)
@@ -161,12 +168,14 @@ def test_a_ring_beyond_reach_is_two_side(seed: int) -> None:
     same(ring, both(whole, t, "token", name="reinforce", clip="two_side"))
 
 
+@pytest.mark.reduction("ppo-clip")
 @given(seeds)
 def test_dual_clip_out_of_reach_changes_nothing(seed: int) -> None:
     t = update(seed)
     same(both(clipped, t, "token", dual=1e6), both(clipped, t, "token"))
 
 
+@pytest.mark.reduction("kl")
 @given(seeds, st.sampled_from(["k1", "k2", "k3"]), st.booleans())
 def test_kl_with_coefficient_0_is_absent(seed: int, estimator: Any, importance: bool) -> None:
     t = update(seed)
@@ -177,6 +186,17 @@ def test_kl_with_coefficient_0_is_absent(seed: int, estimator: Any, importance: 
         return clipped(t) + extra
 
     same(both(with_kl, t, "token"), both(clipped, t, "token"))
+
+
+@pytest.mark.reduction("entropy-bonus")
+@given(seeds)
+def test_an_entropy_bonus_with_coefficient_0_is_absent(seed: int) -> None:
+    t = update(seed)
+
+    def with_bonus(t: dict[str, Any]) -> Tensor:
+        return clipped(t) + terms.entropy_bonus(t["entropy"], t["mask"], coef=0.0)
+
+    same(both(with_bonus, t, "token"), both(clipped, t, "token"))
 
 
 @given(seeds)
@@ -203,6 +223,7 @@ def test_the_loss_is_0_on_policy_when_advantages_are_centred_by_group(seed: int,
     assert np.abs(gradient).max() > 0
 
 
+@pytest.mark.reduction("asymre")
 @given(seeds, st.floats(0, 0.3))
 def test_baseline_shift_is_an_imitation_term(seed: int, delta: float) -> None:
     t = update(seed)

@@ -33,19 +33,44 @@ def _logp(rng: np.random.Generator, t: dict[str, Any]) -> np.ndarray:
 SPECIAL: dict[str, Any] = {
     "mask": lambda rng, t: rng.random((B, T)) < 0.75,
     "lengths": lambda rng, t: t["mask"].sum(-1),
+    "answers": lambda rng, t: rng.integers(0, 4, len(t["mask"])),
+    "answer_mask": lambda rng, t: t["mask"] & (rng.random(t["mask"].shape) < 0.4),
     "logp_old": _logp,
     "logp_ref": _logp,
     "logp": lambda rng, t: t["logp_old"] + 0.35 * rng.standard_normal(t["mask"].shape),
+    "spread": lambda rng, t: rng.exponential(1.0, t["mask"].shape),
     "entropy": lambda rng, t: rng.exponential(1.0, t["mask"].shape),
     "ratio": lambda rng, t: rng.lognormal(0.0, 0.3, t["mask"].shape),
     "weights": lambda rng, t: rng.choice([0.0, 1.0, 1.0, 0.5], len(t["mask"])),
     "token_rewards": lambda rng, t: last(t["mask"]) * t["rewards"][:, None],
-    "parent": lambda rng, t: np.arange(len(t["mask"])),
+    "turn": lambda rng, t: turns(rng.integers(0, 5, t["mask"].shape), t["mask"]),
+    "parent": lambda rng, t: parents(t["groups"]),
+    "branch": lambda rng, t: np.where(t["parent"] == np.arange(B), -1, rng.integers(0, 5, B)),
+    "prompt_index": lambda rng, t: t["groups"] % 3,
+    "drift": lambda rng, t: np.array([0.0, 0.02, 0.3])[t["prompt_index"]],
     "step": lambda rng, t: 3,
     "budget": lambda rng, t: BUDGET,
+    "reward_weights": lambda rng, t: {"exact": 1.0, "format": 0.5},
     "components": lambda rng, t: {"exact": t["rewards"].copy(), "format": rng.standard_normal(len(t["mask"]))},
 }
 FIRST = ("groups", "rewards", "mask", "logp_old")
+
+
+def turns(draws: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Up to U turns a row, numbered from 0, a new one where 0 was drawn; -1 where masked."""
+    out = np.full(mask.shape, -1)
+    for i in range(len(mask)):
+        turn = -1
+        for t in np.nonzero(mask[i])[0]:
+            turn += turn < 0 or (draws[i, t] == 0 and turn < U - 1)
+            out[i, t] = turn
+    return out
+
+
+def parents(groups: np.ndarray) -> np.ndarray:
+    """Every third rollout was forked from the first of its group."""
+    first = np.array([list(groups).index(g) for g in groups])
+    return np.where(np.arange(len(groups)) % 3 == 1, first, np.arange(len(groups)))
 
 
 def last(mask: np.ndarray) -> np.ndarray:
@@ -96,7 +121,7 @@ def table(kind: str = "random", seed: int = 0) -> dict[str, Any]:
     if kind in ("all_truncated", "all_equal"):
         t["weights"][:] = 0.0
     if kind == "one_row":
-        t = {n: v if np.ndim(v) == 0 and not isinstance(v, dict) else rows(v, np.array([0])) for n, v in t.items()}
+        t = {n: v if COLUMNS[n].shapes == ("scalar",) else rows(v, np.array([0])) for n, v in t.items()}
     return t
 
 

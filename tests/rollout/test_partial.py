@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles.april import Oven
 
 from coterie.errors import RecipeError
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import ModelSpec
 from coterie.policies.tiny import TinySpec
+from coterie.rollout.engines.base import Generation, Progress
 from coterie.rollout.strategies.partial import partial
 from coterie.rollouts import Prompt, Rollouts, Sampling
 
@@ -32,6 +36,7 @@ def call(piece: partial, policy: CausalLM, new: list[int], count: int, **changes
     return piece(policy, [PROMPTS[i] for i in new], seeds, sampling, True, count, PROMPTS.__getitem__)
 
 
+@pytest.mark.reduction("april")
 def test_with_as_many_groups_as_asked_it_is_plain_sampling(policy: CausalLM) -> None:
     piece = partial(over=1.0)
     assert piece.to_draw(3) == 3
@@ -91,3 +96,73 @@ def test_state_survives_a_reload(policy: CausalLM) -> None:
 def test_stop_strings_are_refused(policy: CausalLM) -> None:
     with pytest.raises(RecipeError, match="stop string"):
         call(partial(), policy, [0, 1], 1, sampling=Sampling(max_tokens=8, stop=("a",)))
+
+
+class Clockwork:
+    """Stands in for a policy: rollout k of prompt p ends after LENGTHS[p][k] tokens; all rows take a token a tick."""
+
+    device = torch.device("cpu")
+    version = 0
+
+    def __init__(self, lengths: list[list[int]]) -> None:
+        self.lengths = lengths
+
+    def decode(self, ids: Any) -> str:
+        return str(ids)
+
+    def generate(self, requests: Any, *, entropy: bool, until: Any) -> Generation:
+        count, width = len(requests), max(r.sampling.max_tokens for r in requests)
+        tokens, mask = torch.zeros(count, width, dtype=torch.int64), torch.zeros(count, width, dtype=torch.bool)
+        ended = torch.zeros(count, dtype=torch.bool)
+        places: dict[int, int] = {}
+        left = []
+        for r in requests:  # a continuation's prompt holds its own tokens, which say which rollout it is
+            prompt, done = r.prompt[0], len(r.prompt) - 2
+            which = r.prompt[2] if done else places.setdefault(prompt, 0)
+            if not done:
+                places[prompt] += 1
+            left.append((self.lengths[prompt][which] - done, which))
+        t = 0
+        while not ended.all() and not until(Progress(ended, tokens, mask)):
+            for i, r in enumerate(requests):
+                if not ended[i]:
+                    tokens[i, t], mask[i, t] = left[i][1], True
+                    ended[i] = t + 1 >= min(left[i][0], r.sampling.max_tokens)
+            t += 1
+        logp = torch.zeros(count, width)
+        stopped = torch.tensor([left[i][0] <= requests[i].sampling.max_tokens for i in range(count)]) & ended
+        return Generation(tokens, mask, logp, ~stopped, logp if entropy else None, ended)
+
+
+@pytest.mark.oracle("april")
+@given(
+    st.lists(st.lists(st.integers(1, 20), min_size=2, max_size=2), min_size=8, max_size=8),
+    st.integers(1, 3),
+    st.sampled_from([1.0, 1.5, 2.0, 3.0]),
+)
+def test_groups_come_back_as_in_the_oracle(lengths: list[list[int]], count: int, over: float) -> None:
+    policy, piece, oven, drawn = Clockwork(lengths), partial(over=over), Oven(cap=16), 0
+    for step in range(8):
+        policy.version = step
+        new = list(range(drawn, min(drawn + piece.to_draw(count), len(lengths))))
+        drawn += len(new)
+        if not new and not piece.waiting:
+            break
+        prompts = [Prompt((i, 0), {}, i) for i in new]
+        made = piece(
+            policy,
+            prompts,
+            [[0, 1] for _ in new],
+            Sampling(max_tokens=16),
+            False,
+            count,
+            lambda i: Prompt((i, 0), {}, i),
+        )
+        want = oven.step(step, {i: lengths[i] for i in new}, count)
+        assert [p.index for p in made.prompts] == want
+        for group, prompt in enumerate(want):
+            rows = (made["groups"] == group).nonzero().flatten().tolist()
+            for k, row in enumerate(rows):
+                versions = made["version"][row][made["mask"][row]].tolist()
+                assert versions == oven.taken[prompt][k]
+                assert bool(made["truncated"][row]) == (lengths[prompt][k] > 16)

@@ -9,6 +9,7 @@ from coterie.errors import RewardError
 from coterie.selection import drop_truncated, dynamic_sampling
 
 
+@pytest.mark.oracle("dapo")
 @pytest.mark.parametrize("kind", inputs.KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dynamic_sampling_against_the_oracle(kind: str, dtype: torch.dtype) -> None:
@@ -38,6 +39,7 @@ def test_metric_correct_needs_a_verifier() -> None:
         dynamic_sampling(torch.zeros(2), torch.zeros(2, dtype=torch.long), metric="correct")
 
 
+@pytest.mark.oracle("overlong-filtering")
 def test_drop_truncated() -> None:
     truncated = torch.tensor([True, False, False])
     assert drop_truncated(truncated, torch.tensor([1.0, 0.5, 0.0])).tolist() == [0.0, 0.5, 0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -11,42 +12,49 @@ from rich.text import Text
 from coterie import methods, pieces
 from coterie.cli.output import console, print_json, table
 from coterie.methods import Method
-from coterie.pieces import BoundPiece
+from coterie.methods.status import CHECKS, Status, load, status
+from coterie.recipe import pieces_of
 
 
 def list_methods(as_json: bool) -> None:
-    every = methods.all_methods()
+    every, recorded = methods.all_methods(), load()
     if as_json:
-        print_json([describe(m) for m in every])
+        print_json([describe(m, recorded) for m in every])
         return
-    out = table("method", "title", "paper")
+    out = table("method", "title", "paper", "status")
     for method in every:
-        out.add_row(method.slug, method.title, method.paper or "")
+        out.add_row(method.slug, method.title, method.paper or "", str(status(method.slug, recorded)))
     console.print(out)
     console.print("\njoin them with '+': --method dapo+kl      explain one: coterie methods show dapo")
 
 
-def describe(method: Method) -> dict[str, Any]:
+def describe(method: Method, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return {
-        "slug": method.slug, "title": method.title, "paper": method.paper, "summary": method.summary,
+        "slug": method.slug, "title": method.title, "paper": method.paper, **_standing(method, recorded),
+        "summary": method.summary,
         "formula": method.formula, "symbols": method.symbols, "when": method.when, "metrics": method.metrics,
         "differences": method.differences, "recipe": method.layer.tree,
         "pieces": [
             {"slot": slot, "piece": b.piece.slug, "settings": {k: str(v) for k, v in b.settings.items()},
              "paper": b.piece.paper, "doc": b.piece.doc}
-            for slot, b in method_pieces(method)
+            for slot, b in pieces_of(method.layer)
         ],
     }  # fmt: skip
 
 
-def method_pieces(method: Method) -> list[tuple[str, BoundPiece]]:
-    """The pieces a method sets, with its settings."""
-    from coterie.recipe import CHAIN, SINGLE, _Merge
+def _standing(method: Method, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Whether the tests have verified it, and what is missing. A method in a file of the user's has no status."""
+    if not _is_named(method):
+        return {}
+    found = status(method.slug, recorded)
+    return {
+        "status": "verified" if found.verified else "unverified", "missing": list(found.missing),
+        "changed_since": found.changed, "checks": dict(found.passed),
+    }  # fmt: skip
 
-    merge = _Merge()
-    merge.add(method.layer, method=True)
-    found = [(slot, ref.bind(SINGLE[slot], slot)) for slot, ref in merge.single.items() if ref is not None]
-    return found + [(slot, ref.bind(CHAIN[slot], slot)) for slot, refs in merge.chain.items() for ref in refs]
+
+def _is_named(method: Method) -> bool:
+    return method.layer.origin == method.slug
 
 
 def show_method(slug: str, as_json: bool) -> None:
@@ -65,7 +73,7 @@ def _page(method: Method) -> None:
     _section("formula", [method.formula])
     _section("symbols", [f"{symbol}: {meaning}" for symbol, meaning in method.symbols.items()])
     lines = []
-    for slot, bound in method_pieces(method):
+    for slot, bound in pieces_of(method.layer):
         settings = ", ".join(f"{k}={v}" for k, v in bound.settings.items())
         lines.append(f"{slot} = {bound.piece.slug}" + (f"  ({settings})" if settings else ""))
         lines.append(f"    {bound.piece.summary}")
@@ -73,7 +81,14 @@ def _page(method: Method) -> None:
     _section("when to use it", [method.when])
     _section("differences from the paper", [method.differences])
     _section("metrics to watch", [f"{name}: {meaning}" for name, meaning in method.metrics.items()])
+    if _is_named(method):
+        _section("status", _checks(status(method.slug)))
     _section("use", [f"coterie train --model MODEL --task TASK --method {method.slug}\n"])
+
+
+def _checks(found: Status) -> list[str]:
+    lines = [f"{check}: {found.passed.get(check) or 'no'} tests passed ({what})" for check, what in CHECKS.items()]
+    return [str(found), *(lines if found.passed else [])]
 
 
 def _section(title: str, lines: list[str]) -> None:

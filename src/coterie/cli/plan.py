@@ -7,14 +7,21 @@ from typing import Any
 from coterie import wiring
 from coterie.cli.output import console, print_json, table
 from coterie.recipe import Recipe
+from coterie.rewards.pairwise.contest import contest_of
+from coterie.rewards.process import process_of
 from coterie.run import build_task
 
 
 def show_plan(recipe: Recipe, as_json: bool) -> None:
     """Pieces, columns with providers and consumers, and every derived number."""
     task = build_task(recipe)
-    wiring.check(recipe, has_verifier=task.verify is not None)
+    process = process_of(task, recipe.process, recipe.settings.rewards)
+    wiring.check(recipe, has_verifier=task.verify is not None, has_process=process is not None)
     columns, numbers = wiring.uses(recipe), derived(recipe, len(task.train), len(task.held_out))
+    contest = contest_of(recipe.judge, recipe.single.get("rewards.pairwise.scheme"), recipe.settings)
+    if contest is not None:
+        shown = contest.shown(recipe.settings.rollout.group_size) * recipe.settings.draw.prompts
+        numbers["pairwise judge"] = f"{contest.judge.name}, {contest.scheme}: {shown} verdicts an update"
     if as_json:
         print_json({
             "method": recipe.method,

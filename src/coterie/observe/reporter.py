@@ -56,7 +56,8 @@ class Reporter:
         if shown is not None and every and (run.step == 1 or run.step % every == 0 or run.step == run.settings.steps):
             prompts = [run.policy.decode(p.tokens) for p in shown.prompts]
             pieces = [
-                run.policy.token_texts(t[:n]) for t, n in zip(shown["tokens"].tolist(), shown["lengths"], strict=True)
+                run.policy.token_texts(t[m].tolist())
+                for t, m in zip(shown["tokens"].cpu(), shown["mask"].cpu(), strict=True)
             ]
             rollout_store.write(self.directory.rollout_file(run.step), shown, prompts, token_texts=pieces)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from coterie.columns import GROUPWISE
 from coterie.errors import PolicyError
-from coterie.policies import tokenizers
+from coterie.policies import groupwise, tokenizers
 from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
 from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear
 from coterie.policies.packing import pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
-from coterie.rollout.engines.base import Generation, Request, Until
+from coterie.reductions import group_sum
+from coterie.rollout.engines.base import Generation, Progress, Request, Until
 from coterie.rollout.engines.local import LocalEngine, evaluating
 from coterie.rollout.engines.sampling import measure
 from coterie.rollouts import Prompt, Rollouts, Sampling
@@ -90,18 +92,26 @@ class CausalLM:
 
     # Sampling
 
-    def generate(
-        self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None
-    ) -> Generation:
+    def generate(self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None) -> Generation:
         """Complete requests with the local engine."""
         return self.engine.generate(requests, entropy=entropy, until=until)
 
     def rollout(
-        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], sampling: Sampling, *, entropy: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        entropy: bool = False,
+        ended: Callable[[int, str], None] | None = None,
     ) -> Rollouts:
-        """One group a prompt, one rollout a seed: the table with everything the roll-out stage provides."""
+        """One group a prompt, one rollout a seed: the table with everything the roll-out stage provides.
+
+        `ended` is called with the number and text of a rollout as soon as it has ended, while others go on.
+        """
         requests = [Request(p.tokens, tuple(s), sampling) for p, s in zip(prompts, seeds, strict=True)]
-        made = self.generate(requests, entropy=entropy)
+        until = None if ended is None else self._tell(ended, sampling)
+        made = self.generate(requests, entropy=entropy, until=until)
         sizes = torch.tensor([len(s) for s in seeds], device=self.device)
         groups = torch.arange(len(prompts), device=self.device).repeat_interleave(sizes)
         lengths = made.mask.sum(-1)
@@ -121,18 +131,34 @@ class CausalLM:
         texts = tokenizers.decode(self.tokenizer, [ids[:n] for ids, n in rows], sampling.stop)
         return Rollouts(list(prompts), dict(columns), sampling, texts)
 
+    def _tell(self, ended: Callable[[int, str], None], sampling: Sampling) -> Until:
+        """For an engine: never come back early, but say which rollouts have ended since it last asked."""
+        told: Tensor | None = None
+
+        def until(progress: Progress) -> bool:
+            nonlocal told
+            new = progress.ended if told is None else progress.ended & ~told
+            told = progress.ended.clone()
+            for row in new.nonzero().flatten().tolist():
+                ended(row, self.decode(progress.tokens[row][progress.mask[row]].tolist(), sampling.stop))
+            return False
+
+        return until
+
     # Scoring
 
     def score(self, rollouts: Rollouts, want: Collection[str] = ("logp",)) -> dict[str, Tensor]:
         """{"logp", "entropy"} [B,T] as wanted, of the decisions as `rollouts.sampling` drew them; 0 where masked.
 
+        Also the columns of GROUPWISE, for groups that are whole, without gradient (see `coterie.policies.groupwise`).
         Differentiable when gradients are on. Float32 (float64 for a float64 model). All rows in one forward pass: the
         caller micro-batches. Raises PolicyError for greedy rollouts when gradients are on: their distribution is a
         point.
         """
-        unknown = set(want) - {"logp", "entropy"}
+        unknown = set(want) - {"logp", "entropy"} - GROUPWISE
         if unknown:
-            raise PolicyError(f"a causal LM provides logp and entropy, not {', '.join(sorted(unknown))}", where="score")
+            known = ", ".join(["logp", "entropy", *sorted(GROUPWISE)])
+            raise PolicyError(f"a causal LM provides {known}, not {', '.join(sorted(unknown))}", where="score")
         if rollouts.sampling.temperature == 0.0 and torch.is_grad_enabled():
             raise PolicyError(
                 "rollouts sampled at temperature 0 cannot be trained on",
@@ -140,10 +166,14 @@ class CausalLM:
                 hint="sample at a temperature above 0, or score under torch.no_grad()",
             )
         prompts = [p.tokens for p in rollouts.prompts]
+        own, compared = set(want) - GROUPWISE, set(want) & GROUPWISE
+        found: dict[str, Tensor] = {}
         with self.train_mode(dropout=False):
-            return self._score(
-                prompts, rollouts["groups"], rollouts["tokens"], rollouts["mask"], rollouts.sampling, want
-            )
+            if own:
+                found = self._score(
+                    prompts, rollouts["groups"], rollouts["tokens"], rollouts["mask"], rollouts.sampling, own
+                )
+            return found | self._compare(rollouts, compared) if compared else found
 
     def sft_loss(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
         """Mean cross-entropy (nats) over completion tokens, EOS appended to each completion: a scalar with gradient.
@@ -182,6 +212,31 @@ class CausalLM:
         else:
             scores = self._score_whole(*pack(prompts, groups, tokens, mask), chosen, sampling, want)
         return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in scores.items()}
+
+    @torch.no_grad()
+    def _compare(self, rollouts: Rollouts, want: Collection[str]) -> dict[str, Tensor]:
+        """The columns of GROUPWISE in `want`, [B,T]; 0 where masked."""
+        if not self._split.exact:
+            raise PolicyError(f"{', '.join(sorted(want))} need a model whose output layer can be applied by itself")
+        groups, tokens, mask = (rollouts[name].to(self.device) for name in ("groups", "tokens", "mask"))
+        hidden = self._hidden([p.tokens for p in rollouts.prompts], groups, tokens, mask)
+        chunk = rows_per_chunk(self._split.vocabulary, self.device)
+        precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+        def logits(states: Tensor) -> Tensor:
+            return self._split.head(states).to(precise) / (rollouts.sampling.temperature or 1.0)
+
+        found = {}
+        if "spread" in want:
+            found["spread"] = groupwise.position_spread(hidden, logits, groups, mask, chunk)
+        if "influence" in want:
+            if "correct" not in rollouts:
+                raise PolicyError("influence is on correct rollouts, and the task has no verifier to say which are")
+            right = rollouts["correct"].to(self.device, precise)
+            share = right / group_sum(right, groups).clamp_min(1.0)
+            owner, weight = (x.unsqueeze(-1).expand(mask.shape)[mask] for x in (groups, share))
+            found["influence"] = groupwise.head_influence(hidden, logits, tokens[mask], owner, weight, chunk)
+        return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
 
     def _hidden(self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """The hidden states that predict the decisions, in row-major order of `mask`. [N,H]"""

@@ -146,9 +146,9 @@ def _sum_times(a: Tensor, b: Tensor, shared: bool) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, rule: Rule, hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Scores in float32 (float64 stays), and the derivative of the soft cap where there is one."""
+    """Scores of scaled queries, in float32 (float64 stays), and the derivative of the soft cap where there is one."""
     scores = _times(q, k.mT)
-    scores = scores.to(_wide(scores)).mul_(rule.scaling)
+    scores = scores.to(_wide(scores))
     slope = None
     if rule.softcap is not None:
         scores = scores.div_(rule.softcap).tanh_()
@@ -166,7 +166,8 @@ def _wide(x: Tensor) -> torch.dtype:
 class _TwoPart(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> Tensor:
-        q, k, v = (layout.spread(x.contiguous()) for x in (q, k, v))
+        # Queries are scaled once here, not the many more scores of every block; the backward pass likewise.
+        q, k, v = (layout.spread(x) for x in ((q * rule.scaling).contiguous(), k.contiguous(), v.contiguous()))
         out = q.new_empty(*q.shape[:2], v.shape[2])
         heads, limit, sums = k.shape[1], block_elements(q.device), []
         for bundle in layout.bundles:
@@ -219,7 +220,7 @@ class _TwoPart(torch.autograd.Function):
                     scores, slope = _scores(queries, key, rule, hidden[number])
                     weights = scores.sub_(log_sum).exp_()
                     dvalue = _sum_times(weights.to(q.dtype), gradient, number == 0)
-                    slopes = _times(gradient, value.mT).sub_(average).mul_(weights).mul_(rule.scaling)
+                    slopes = _times(gradient, value.mT).sub_(average).mul_(weights)
                     slopes = (slopes if slope is None else slopes.mul_(slope)).to(q.dtype)
                     dqueries.append(_times(slopes, key))
                     dkey = _sum_times(slopes, queries, number == 0)
@@ -234,4 +235,4 @@ class _TwoPart(torch.autograd.Function):
                 target.copy_(whole.unflatten(3, target.shape[3:5]))
             dks.prefix.copy_(dkeys.unsqueeze(3))
             dvs.prefix.copy_(dvalues.unsqueeze(3))
-        return layout.gather(dq), layout.gather(dk), layout.gather(dv), None, None
+        return layout.gather(dq).mul_(rule.scaling), layout.gather(dk), layout.gather(dv), None, None

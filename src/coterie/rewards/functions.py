@@ -37,6 +37,10 @@ class WeightedReward:
     timeout: float | None = None
     on_error: OnError = "fail"
     per_sample: bool = False
+    per_step: bool = False
+    """Whether it answers a number for each step of a completion, as process functions do."""
+    per_pair: bool = False
+    """Whether it is a judge of pairs of completions."""
 
 
 class Verdict:
@@ -77,20 +81,25 @@ def verifier_reward(spec: str | Mapping[str, Any], answer: str) -> WeightedRewar
     )
 
 
-def rewards_of(task: Any, written: Sequence[Any], section: Any) -> tuple[list[WeightedReward], dict[str, float]]:
+def rewards_of(
+    task: Any, written: Sequence[Any], section: Any, judge: WeightedReward | None = None
+) -> tuple[list[WeightedReward], dict[str, float]]:
     """The reward functions of a run and their weights: those written in the recipe, else the task's own.
+
+    A pairwise judge is a written reward too: where only that is, the task's own are not used.
 
     Each is a callable, 'file.py:name', 'package.module:name', a verifier's slug, or a mapping with `fn` and any of
     name, weight, timeout, on_error, and for a verifier the `answer` column. section: weights by name; timeout and
     on_error of the user's functions.
     """
-    found = [_read(item, section) for item in written] or list(task.rewards)
-    if not found:
+    judges = [] if judge is None else [judge]
+    found = [read(item, section) for item in written] or ([] if judges else list(task.rewards))
+    if not found and not judges:
         raise RecipeError(
             f"task '{task.name}' comes without a reward, and none is named",
             hint="rewards.functions=[my_rewards.py:score], --reward my_rewards.py:score, or a verifier for the task",
         )
-    names = [f.name for f in found]
+    names = [f.name for f in [*found, *judges]]
     if len(set(names)) != len(names):
         raise RecipeError(f"two reward functions have one name: {', '.join(names)}", hint="give one a 'name'")
     for name in section.weights:
@@ -105,10 +114,11 @@ def rewards_of(task: Any, written: Sequence[Any], section: Any) -> tuple[list[We
                 "does not have",
                 hint=f"{did_you_mean(function.fn.answer, task.train[0])}; {{fn: {function.name}, answer: COLUMN}}",
             )
-    return found, {f.name: section.weights.get(f.name, f.weight) for f in found}
+    return found, {f.name: section.weights.get(f.name, f.weight) for f in [*found, *judges]}
 
 
-def _read(item: Any, section: Any) -> WeightedReward:
+def read(item: Any, section: Any) -> WeightedReward:
+    """A reward function as it is written in a recipe, with the section's timeout and on_error."""
     options: dict[str, Any] = {}
     if isinstance(item, WeightedReward):
         return item

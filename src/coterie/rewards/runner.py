@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.errors import RewardError
-from coterie.rewards.batch import Batch, as_list, as_number, excerpt
+from coterie.rewards.ahead import Ahead
+from coterie.rewards.batch import Batch, as_list, as_number, as_numbers
 from coterie.rewards.functions import WeightedReward
+from coterie.rewards.pairwise.judge import Pairs, Points, as_points
+from coterie.rewards.process import STEPS
 from coterie.rewards.worker import Raised, Timeout, Worker
 
 OUTCOMES = ("value", "none", "error", "timeout")
@@ -22,9 +25,13 @@ MESSAGE_LENGTH = 500
 
 @dataclass
 class Scores:
-    """`components[name]`: one float a sample, NaN where the function gave none. `outcomes[name]`: counts by outcome."""
+    """`components[name]`: one float a sample, NaN where the function gave none. `outcomes[name]`: counts by outcome.
+
+    Functions of steps give a list of floats a sample, or None, in `steps[name]` instead.
+    """
 
     components: dict[str, list[float]] = field(default_factory=dict)
+    steps: dict[str, list[list[float] | None]] = field(default_factory=dict)
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     """The first offending sample of each function and kind, in words."""
@@ -39,14 +46,19 @@ class _Failure(Exception):
 
 
 class RewardRunner:
-    """The reward functions of a run. Those with a timeout keep a process of their own until `close`."""
+    """The reward functions of a run, and its judge. Those with a timeout keep a process of their own until `close`."""
 
-    def __init__(self, functions: Sequence[WeightedReward]) -> None:
+    def __init__(self, functions: Sequence[WeightedReward], judge: WeightedReward | None = None) -> None:
         self.functions = list(functions)
-        self._workers = {f.name: Worker(f.fn, f.name) for f in self.functions if f.timeout is not None}
+        every = self.functions if judge is None else [*self.functions, judge]
+        self._workers = {f.name: Worker(f.fn, f.name) for f in every if f.timeout is not None}
+        self.ahead = Ahead(
+            self.functions, lambda f, text, row: self._attempt(f, Batch([None], [text], [dict(row)], [[]]))
+        )
 
     def close(self) -> None:
         """End the processes. Dropping the runner, or the end of Python, does the same."""
+        self.ahead.close()
         for worker in self._workers.values():
             worker.close()
 
@@ -57,22 +69,37 @@ class RewardRunner:
         rows: Sequence[dict[str, Any]],
         completion_ids: Sequence[Sequence[int]],
     ) -> Scores:
-        """Grade a batch by every function. Raises RewardError as each function's `on_error` says, and always for an
-        answer that is no reward: wrong length, not a number, not finite.
+        """Grade a batch by every function; grades that were asked for ahead are taken over.
+
+        Raises RewardError as each function's `on_error` says, and always for an answer that is no reward: wrong length,
+        not a number, not finite.
         """
         batch = Batch(prompts, completions, rows, completion_ids)
+        begun = self.ahead.collect()
         answers = self._gather(batch)
         scores = Scores()
         for function in self.functions:
             grade = _Grade(function, batch, scores)
             if function.per_sample:
-                for i in range(len(batch)):
-                    grade.one(i, self._attempt(function, batch.part(i)))
+                for i, completion in enumerate(completions):
+                    asked, answer = begun.get((function.name, i), (None, None))
+                    grade.one(i, answer if asked == completion else self._attempt(function, batch.part(i)))
             else:
                 answer = answers[function.name] if function.name in answers else self._attempt(function, batch)
                 self._spread(grade, answer)
-            scores.components[function.name], scores.outcomes[function.name] = grade.values, grade.outcomes
+            scores.outcomes[function.name] = grade.outcomes
+            (scores.steps if function.per_step else scores.components)[function.name] = grade.values
         return scores
+
+    def compare(self, judge: WeightedReward, pairs: Pairs) -> tuple[list[Points | None], Counter[str], list[str]]:
+        """The judge's verdicts on all pairs, how many ended in which way, and the first offending pair of each kind.
+
+        Raises RewardError as the judge's `on_error` says, and always for an answer that is no verdict.
+        """
+        scores = Scores()
+        grade = _Grade(judge, pairs, scores)
+        self._spread(grade, self._attempt(judge, pairs))
+        return grade.values, grade.outcomes, scores.errors
 
     def _gather(self, batch: Batch) -> dict[str, Any]:
         """Answers, or failures, of the asynchronous functions that run here, all awaited together."""
@@ -119,7 +146,10 @@ class RewardRunner:
         """
         function, batch = grade.function, grade.batch
         if not isinstance(answer, _Failure):
-            for i, value in enumerate(as_list(function.name, answer, len(batch))):
+            each = "a list of a number a step (or None)" if function.per_step else "one number (or None)"
+            each = "two numbers, or one (or None)," if function.per_pair else each
+            kind = {"of": "pair", "by": batch.grader} if function.per_pair else {}
+            for i, value in enumerate(as_list(function.name, answer, len(batch), each, **kind)):
                 grade.one(i, value)
             return
         alone: list[Any] = [answer] * len(batch)
@@ -132,6 +162,10 @@ class RewardRunner:
             grade.one(i, value, together=together)
 
 
+def _alone(completion: str, row: Any) -> Batch:
+    return Batch([None], [completion], [dict(row)], [[]])
+
+
 @dataclass
 class _Grade:
     """The values of one function over a batch, as they come in."""
@@ -139,7 +173,7 @@ class _Grade:
     function: WeightedReward
     batch: Batch
     scores: Scores
-    values: list[float] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def one(self, i: int, answer: Any, *, together: bool = False) -> None:
@@ -147,24 +181,36 @@ class _Grade:
         if isinstance(answer, _Failure):
             text = self._words(i, answer, together)
             if self.function.on_error == "fail":
-                raise RewardError(text, hint="mend the function, or set its on_error to 'none' or 'zero'")
+                mend = "mend it, or set its on_error to 'none'" + ("" if self.function.per_pair else " or 'zero'")
+                raise RewardError(text, hint=mend)
             if not self.outcomes[answer.kind]:
                 self.scores.errors.append(text)
             self.outcomes[answer.kind] += 1
-            self.values.append(0.0 if self.function.on_error == "zero" else math.nan)
+            self.values.append(self._zero(i) if self.function.on_error == "zero" else self._nothing())
         elif answer is None:
             self.outcomes["none"] += 1
-            self.values.append(math.nan)
+            self.values.append(self._nothing())
         else:
-            self.values.append(as_number(self.function.name, answer, i))
+            self.values.append(self._number(i, answer))
             self.outcomes["value"] += 1
 
+    def _number(self, i: int, answer: Any) -> Any:
+        if self.function.per_pair:
+            return as_points(self.function.name, answer, i)
+        if not self.function.per_step:
+            return as_number(self.function.name, answer, i)
+        return as_numbers(self.function.name, answer, i, len(self.batch.rows[i][STEPS]))
+
+    def _zero(self, i: int) -> Any:
+        return [0.0] * len(self.batch.rows[i][STEPS]) if self.function.per_step else 0.0
+
+    def _nothing(self) -> Any:
+        return None if self.function.per_step or self.function.per_pair else math.nan
+
     def _words(self, i: int, failure: _Failure, together: bool) -> str:
-        where = f"a batch of {len(self.batch)} samples, the first of them" if together else f"sample {i}"
-        return (
-            f"reward function '{self.function.name}' {failure} on {where}: "
-            f"prompt {excerpt(self.batch.prompts[i])}, completion {excerpt(self.batch.completions[i])}"
-        )
+        unit = self.batch.unit
+        where = f"a batch of {len(self.batch)} {unit}s, the first of them" if together else f"{unit} {i}"
+        return f"{self.batch.grader} '{self.function.name}' {failure} on {where}: {self.batch.said(i)}"
 
 
 def _raised(error: BaseException) -> _Failure:

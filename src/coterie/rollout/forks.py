@@ -71,6 +71,12 @@ def lines_of(rollouts: Rollouts) -> list[Line]:
     return out
 
 
+def room(policy: Any, prompt: Prompt, sampling: Sampling) -> int:
+    """The most tokens that a completion of the prompt may have: the run's budget, or what the context leaves."""
+    context = getattr(policy.engine, "context", None)
+    return sampling.max_tokens if context is None else min(sampling.max_tokens, context - len(prompt.tokens))
+
+
 def go_on(
     policy: Any,
     prompts: Sequence[Prompt],
@@ -80,17 +86,11 @@ def go_on(
     *,
     at_most: int | None = None,
 ) -> list[Line]:
-    """Each line continued once a seed, in order, to the end or by `at_most` tokens. The run's budget is of all."""
+    """Each line, of which none is full, continued once a seed: to the end, or by `at_most` tokens. In order."""
     requests = []
     for line, seeds in forks:
-        room = sampling.max_tokens - len(line)
-        if room < 1:
-            raise RecipeError(
-                f"a completion of {len(line)} tokens cannot be continued in a budget of {sampling.max_tokens}",
-                where="rollout.max_tokens",
-                hint="a larger rollout.max_tokens",
-            )
-        spec = replace(sampling, max_tokens=room if at_most is None else min(room, at_most))
+        left = room(policy, prompts[line.group], sampling) - len(line)
+        spec = replace(sampling, max_tokens=left if at_most is None else min(left, at_most))
         requests.append(Request((*prompts[line.group].tokens, *line.tokens.tolist()), tuple(seeds), spec))
     if not any(r.seeds for r in requests):
         return []

@@ -29,6 +29,8 @@ class Task:
     corrupt: Callable[[Row, int], str] | None = None
     answer: Callable[[str], str] | None = None
     """The final answer in a completion, by which majority votes are counted; by default the whole text."""
+    process: WeightedReward | None = None
+    """Scores each step of a completion, for methods that ask for that."""
     vocabulary: str | None = None
     notes: list[str] = field(default_factory=list)
     """What happened to the data on the way in, for example rows dropped because they were held out too."""

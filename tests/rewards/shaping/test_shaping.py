@@ -25,17 +25,20 @@ def test_numbers_of_the_sources() -> None:
     assert penalty([18, 20], 99, max_length=20, cache=4) == [-0.5, -1.0]
 
 
+@pytest.mark.oracle("dapo")
 @given(st.lists(st.integers(0, 60), min_size=1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 3))
 def test_against_the_oracle(lengths: list[int], budget: int, cache: int, factor: float) -> None:
     want = [oracle(n, budget, cache, factor) for n in lengths]
     np.testing.assert_allclose(penalty(lengths, budget, cache=cache, factor=factor), want, atol=1e-12)
 
 
+@pytest.mark.reduction("dapo")
 def test_factor_zero_is_identity() -> None:
     rewards = torch.randn(5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(soft_overlong(rewards, torch.arange(5) * 9, 10, factor=0.0), rewards)
 
 
+@pytest.mark.oracle("kl-reward", "reinforce++")
 @pytest.mark.parametrize("kind", inputs.KINDS)
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_kl_reward_against_the_oracle(kind: str, estimator: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -38,8 +38,19 @@ class Generation:
     """[B] bool, when asked to come back early: stopped by itself or out of budget; the others could go on"""
 
 
-Until = Callable[[Tensor], bool]
-"""Whether an engine may come back, given which rows [B] have ended. It then leaves the others as they are."""
+class Progress(NamedTuple):
+    """How far a call has come. Buffers are the engine's own: read them, do not keep them."""
+
+    ended: Tensor
+    """[B] bool"""
+    tokens: Tensor
+    """[B,T]"""
+    mask: Tensor
+    """[B,T] bool"""
+
+
+Until = Callable[[Progress], bool]
+"""Called before each step; whether the engine may come back. It then leaves rows that have not ended as they are."""
 
 
 class Engine(Protocol):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coterie.errors import PolicyError
 from coterie.policies.shared_prefix import SharedPrefix
-from coterie.rollout.engines.base import Generation, Request, Until
+from coterie.rollout.engines.base import Generation, Progress, Request, Until
 from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
 from coterie.rollout.engines.sampling import draw, uniform, widen
 from coterie.rollout.engines.stops import StopStrings, stop_ids
@@ -196,7 +196,7 @@ class LocalEngine:
     def _run(self, queue: deque[_Waiting], call: _Call, until: Until | None) -> None:
         """Decode until nobody waits and every row has ended, or enough have."""
         cohorts: list[_Cohort] = []
-        while (queue or cohorts) and not (until is not None and until(call.ended)):
+        while (queue or cohorts) and not (until is not None and until(Progress(call.ended, call.tokens, call.mask))):
             admitted = self._admit(queue, cohorts, call)
             if cohorts:
                 self.decoder.step([c.state for c in cohorts], [c.tokens for c in cohorts])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coterie.metrics import record
 from coterie.pieces import strategy
-from coterie.rollout.engines.base import Request
+from coterie.rollout.engines.base import Progress, Request
 from coterie.rollout.forks import refuse_stop_strings
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.streams import stream
@@ -86,8 +86,9 @@ class partial:
         going = [(g, p, row) for g, (p, members) in enumerate(groups) for row in members if not row.ended]
         owner = torch.tensor([g for g, _, _ in going], device=policy.device)
 
-        def until(ended: Tensor) -> bool:
-            left = torch.zeros(len(groups), dtype=torch.int64, device=ended.device).index_add(0, owner, (~ended).long())
+        def until(progress: Progress) -> bool:
+            left = torch.zeros(len(groups), dtype=torch.int64, device=owner.device)
+            left = left.index_add(0, owner, (~progress.ended).long())
             return int((left == 0).sum()) >= enough
 
         if not going:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from coterie.pieces import strategy
@@ -9,6 +10,13 @@ from coterie.rollouts import Prompt, Rollouts, Sampling
 
 
 @strategy()
-def plain(policy: Any, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, entropy: bool) -> Rollouts:
-    """One independent rollout a seed, for every prompt."""
-    return policy.rollout(prompts, seeds, sampling, entropy=entropy)
+def plain(
+    policy: Any,
+    prompts: list[Prompt],
+    seeds: list[list[int]],
+    sampling: Sampling,
+    entropy: bool,
+    ended: Callable[[int, str], None] | None = None,
+) -> Rollouts:
+    """One independent rollout a seed, for every prompt. Those that have ended are graded while others go on."""
+    return policy.rollout(prompts, seeds, sampling, entropy=entropy, ended=ended)
