@@ -16,7 +16,7 @@ from coterie.errors import PolicyError
 from coterie.policies import tokenizers
 from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
 from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear
-from coterie.policies.packing import pack, pack_groups
+from coterie.policies.packing import Twins, pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
 from coterie.rollout.engines.base import Generation, Request, Until
@@ -90,9 +90,7 @@ class CausalLM:
 
     # Sampling
 
-    def generate(
-        self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None
-    ) -> Generation:
+    def generate(self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None) -> Generation:
         """Complete requests with the local engine."""
         return self.engine.generate(requests, entropy=entropy, until=until)
 
@@ -140,9 +138,10 @@ class CausalLM:
                 hint="sample at a temperature above 0, or score under torch.no_grad()",
             )
         prompts = [p.tokens for p in rollouts.prompts]
+        branch = rollouts["branch"] if "branch" in rollouts else None
         with self.train_mode(dropout=False):
             return self._score(
-                prompts, rollouts["groups"], rollouts["tokens"], rollouts["mask"], rollouts.sampling, want
+                prompts, rollouts["groups"], rollouts["tokens"], rollouts["mask"], rollouts.sampling, want, branch
             )
 
     def sft_loss(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
@@ -168,28 +167,34 @@ class CausalLM:
         mask: Tensor,
         sampling: Sampling,
         want: Collection[str],
+        branch: Tensor | None = None,
     ) -> dict[str, Tensor]:
         groups, tokens, mask = (x.to(self.device) for x in (groups, tokens, mask))
         chosen = tokens[mask]
         if self._split.exact:
-            hidden = self._hidden(prompts, groups, tokens, mask)
+            hidden, twins = self._hidden(prompts, groups, tokens, mask, branch)
+            chosen = chosen if twins is None else chosen[twins.first]
             weight = self._split.linear_head
             if weight is not None and not sampling.truncates:
                 scores = score_linear(hidden, weight, chosen, sampling, want, self.engine.forbid)
             else:
                 chunk = rows_per_chunk(self._split.vocabulary, self.device)
                 scores = score_hidden(hidden, self._head, chosen, sampling, want, chunk)
+            if twins is not None:
+                scores = {name: x.index_select(0, twins.number) for name, x in scores.items()}
         else:
             scores = self._score_whole(*pack(prompts, groups, tokens, mask), chosen, sampling, want)
         return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in scores.items()}
 
-    def _hidden(self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The hidden states that predict the decisions, in row-major order of `mask`. [N,H]"""
+    def _hidden(
+        self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, branch: Tensor | None
+    ) -> tuple[Tensor, Twins | None]:
+        """The hidden states [N,H] that predict the decisions, in row-major order of `mask`; of twins only the first."""
         if self._shared is not None and self.shares_prefix and len(groups) > len(groups.unique()) and mask.any():
-            packed = pack_groups(prompts, groups, tokens, mask)
-            return self._shared.body(packed)
+            packed = pack_groups(prompts, groups, tokens, mask, branch)
+            return self._shared.body(packed), packed.twins
         ids, row, column = pack(prompts, groups, tokens, mask)
-        return self._split.body(ids)[row, column]
+        return self._split.body(ids)[row, column], None
 
     def _score_whole(
         self, ids: Tensor, row: Tensor, column: Tensor, chosen: Tensor, sampling: Sampling, want: Collection[str]
