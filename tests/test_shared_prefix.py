@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from coterie.policies import packing, two_part
+from coterie.policies import causal_lm, packing, two_part
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.tiny import TinySpec, character_tokenizer
@@ -79,6 +81,69 @@ def table(case: str = "mixed") -> Rollouts:
     return Rollouts(prompts, {"groups": groups, "tokens": tokens, "mask": mask}, Sampling(temperature=0.8))
 
 
+def forest(seed: int = 0) -> Rollouts:
+    """Trees of depth 3 in any order, children before parents too; groups of one and of three without forks.
+
+    Forks at 0, in the middle and at the end, several in one place; holes in the mask, cut ends, a row without a
+    decision. After a fork nothing is the same, so that what rows have in common is what they forked with.
+    """
+    rng = np.random.default_rng(seed)
+    prompts = [Prompt((1, *rng.integers(3, 24, n - 1).tolist())) for n in (5, 2, 9, 3)]
+    rows: list[tuple[int, list[int], int, int]] = []
+
+    def grow(group: int, parent: int, branch: int) -> int:
+        kept = rows[parent][1][:branch] if branch >= 0 else []
+        others = {tuple(tokens[: len(kept) + 1]) for g, tokens, *_ in rows if g == group}
+        first = next(t for t in rng.permutation(np.arange(3, 24)).tolist() if (*kept, t) not in others)
+        rows.append((group, [*kept, first, *rng.integers(3, 24, rng.integers(0, 6)).tolist()], parent, branch))
+        return len(rows) - 1
+
+    level = [grow(group, len(rows), -1) for group in (0, 1, 2, 0, 3, 3, 3)]
+    level = [row for row in level if rows[row][0] in (0, 2)]
+    for depth in range(3):
+        children = []
+        for number, row in enumerate(level):
+            n = len(rows[row][1])
+            cuts = [0, n // 2, n, max(n - 1, 0), n // 2]
+            children += [grow(rows[row][0], row, int(rng.choice(cuts))) for _ in range(rng.integers(number < 2, 4))]
+        level = children[: 5 - depth]
+    order = rng.permutation(len(rows))
+    width = max(len(tokens) for _, tokens, *_ in rows)
+    tokens, mask = rng.integers(3, 24, (len(rows), width)), np.zeros((len(rows), width), dtype=bool)
+    for here, row in enumerate(order):
+        n = len(rows[row][1])
+        tokens[here, :n] = rows[row][1]
+        mask[here, :n] = rng.random(n) < 0.85
+    mask[0] = False
+    columns = {
+        "groups": np.array([rows[r][0] for r in order]),
+        "tokens": tokens,
+        "mask": mask,
+        "lengths": mask.sum(-1),
+        "parent": np.argsort(order)[[rows[r][2] for r in order]],
+        "branch": np.array([rows[r][3] for r in order]),
+    }
+    return Rollouts(prompts, {k: torch.as_tensor(v) for k, v in columns.items()}, Sampling(temperature=0.8))
+
+
+def beginnings(rollouts: Rollouts) -> set[tuple[int, ...]]:
+    """Group and completion so far, for every token that is fed of a row."""
+    out = set()
+    for group, tokens, mask in zip(*(rollouts[n].tolist() for n in ("groups", "tokens", "mask")), strict=True):
+        fed = max((t for t, on in enumerate(mask) if on), default=0)
+        out |= {(group, *tokens[: t + 1]) for t in range(fed)}
+    return out
+
+
+def fed(policy: CausalLM, rollouts: Rollouts) -> int:
+    """Tokens that go through the embedding."""
+    seen: list[Tensor] = []
+    hook = policy.model.get_decoder().embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    policy.score(rollouts)
+    hook.remove()
+    return sum(ids.numel() for ids in seen)
+
+
 def weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.randn(mask.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
@@ -134,36 +199,41 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(two_part, "block_elements", lambda device: 1)
 
 
-@pytest.mark.parametrize("case", ["mixed", "even"])
+TABLES: dict[str, Callable[[], Rollouts]] = {"mixed": table, "even": lambda: table("even"), "forest": forest}
+
+
+@pytest.mark.parametrize("case", TABLES)
 @pytest.mark.parametrize("family", SHARING)
 def test_float64_values_and_gradients_equal_those_of_plain_rows(
     monkeypatch: pytest.MonkeyPatch, blocks: None, family: str, case: str
 ) -> None:
-    policy = make(family, torch.float64)
+    policy, rollouts = make(family, torch.float64), TABLES[case]()
     exact_norms(monkeypatch, policy)
     assert policy.shares_prefix
-    ours = results(policy, table(case))
-    assert gap(ours, plain(policy, table(case))) < (3e-6 if family in EAGER else 1e-9)
+    ours = results(policy, rollouts)
+    assert gap(ours, plain(policy, rollouts)) < (3e-6 if family in EAGER else 1e-9)
 
 
+@pytest.mark.parametrize("case", ["mixed", "forest"])
 @pytest.mark.parametrize("family", SHARING)
-def test_float32_values_and_gradients_equal_those_of_padded_rows(family: str) -> None:
-    sharing, apart = make(family), make(family, shared_prefix=False)
+def test_float32_values_and_gradients_equal_those_of_padded_rows(family: str, case: str) -> None:
+    sharing, apart, rollouts = make(family), make(family, shared_prefix=False), TABLES[case]()
     assert sharing.shares_prefix and not apart.shares_prefix
-    assert gap(results(sharing, table()), results(apart, table())) < 1e-5
+    assert gap(results(sharing, rollouts), results(apart, rollouts)) < 1e-5
     with torch.no_grad():
-        a, b = (p.score(table(), {"logp"})["logp"] for p in (sharing, apart))
+        a, b = (p.score(rollouts, {"logp"})["logp"] for p in (sharing, apart))
     assert (a - b).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("case", ["mixed", "forest"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
-def test_gradient_checkpointing_recomputes_with_the_layout_of_the_forward(family: str) -> None:
+def test_gradient_checkpointing_recomputes_with_the_layout_of_the_forward(family: str, case: str) -> None:
     plainly, checked = make(family), make(family, gradient_checkpointing=True)
     calls: list[int] = []
     checked.model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[1]))
-    other = table("even")
-    first, second = checked.score(table())["logp"], checked.score(other)["logp"]  # two graphs alive at once
-    wanted = [plainly.score(t)["logp"] for t in (table(), other)]
+    one, other = TABLES[case](), table("even")
+    first, second = checked.score(one)["logp"], checked.score(other)["logp"]  # two graphs alive at once
+    wanted = [plainly.score(t)["logp"] for t in (one, other)]
     for got, want in ((first, wanted[0]), (second, wanted[1])):
         ours, theirs = (
             torch.autograd.grad(x.sum(), p.trainable_parameters(), retain_graph=True)
@@ -178,7 +248,8 @@ def test_gradient_checkpointing_recomputes_with_the_layout_of_the_forward(family
     assert checked.model.config._attn_implementation != "coterie"
 
 
-def test_adapters_get_the_gradients_of_padded_rows() -> None:
+@pytest.mark.parametrize("case", ["mixed", "forest"])
+def test_adapters_get_the_gradients_of_padded_rows(case: str) -> None:
     parts = []
     for shared in (True, False):
         spec = ModelSpec(
@@ -191,7 +262,7 @@ def test_adapters_get_the_gradients_of_padded_rows() -> None:
             for i, p in enumerate(policy.trainable_parameters()):
                 p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
         assert policy.shares_prefix == shared
-        rollouts = table()
+        rollouts = TABLES[case]()
         rollouts = rollouts.with_columns(tokens=rollouts["tokens"] % 20)
         rollouts.prompts[:] = [Prompt(tuple(t % 20 for t in p.tokens)) for p in rollouts.prompts]
         parts.append(results(policy, rollouts))
@@ -208,13 +279,66 @@ def test_bfloat16_is_as_close_to_float32_as_padded_rows_are() -> None:
 
 
 def test_each_prompt_is_encoded_once_and_nothing_is_padded() -> None:
-    policy, rollouts = make("llama"), table()
-    seen: list[Tensor] = []
-    policy.model.get_decoder().embed_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    policy.score(rollouts)
+    rollouts = table()
     prompts = [rollouts.prompts[g].tokens for g in (0, 1, 2, 4)]
-    fed = 8 + 0 + 4 + 3 + 2 + 0 + 6 + 8 + 5  # all of a row before its last decision
-    assert seen[0].shape == (1, sum(map(len, prompts)) + fed)
+    completions = 8 + 0 + 4 + 3 + 2 + 0 + 6 + 8 + 5  # all of a row before its last decision
+    assert fed(make("llama"), rollouts) == sum(map(len, prompts)) + completions
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_token_of_a_tree_goes_through_the_model_once(seed: int) -> None:
+    policy, rollouts = make("llama"), forest(seed)
+    prompts = sum(len(rollouts.prompts[g].tokens) for g in rollouts["groups"][rollouts["mask"].any(-1)].unique())
+    want = prompts + len(beginnings(rollouts))
+    flat = Rollouts(rollouts.prompts, {n: rollouts[n] for n in ("groups", "tokens", "mask")}, rollouts.sampling)
+    assert fed(policy, rollouts) == want < fed(policy, flat)
+    heads: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        watched = causal_lm.score_linear
+        patch.setattr(causal_lm, "score_linear", lambda h, *rest: heads.append(len(h)) or watched(h, *rest))
+        policy.score(rollouts)
+    rows, columns = rollouts["mask"].nonzero(as_tuple=True)
+    decisions = {
+        (int(rollouts["groups"][r]), *rollouts["tokens"][r, : t + 1].tolist())
+        for r, t in zip(rows.tolist(), columns.tolist(), strict=True)
+    }
+    assert heads == [len(decisions)] and len(decisions) < len(rows)
+
+
+def test_forests_of_many_shapes_are_scored_as_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sharing, apart = make("qwen2-sliding", torch.float64), make("qwen2-sliding", torch.float64, shared_prefix=False)
+    exact_norms(monkeypatch, apart)
+    with torch.no_grad():
+        for seed in range(1, 30):
+            rollouts = forest(seed)
+            some = rollouts.rows(torch.arange(len(rollouts)) % 3 != seed % 3)  # parents may be gone
+            for part in (rollouts, some):
+                a, b = (p.score(part)["logp"] for p in (sharing, apart))
+                assert (a - b).abs().max() < 1e-9, seed
+
+
+def test_rows_whose_parent_is_gone_share_with_their_siblings() -> None:
+    prompts, tokens = [Prompt((1, 5, 6))], torch.tensor([[7, 8, 9, 3, 5], [7, 8, 9, 4, 5], [7, 8, 5, 4, 3]])
+    columns = {"groups": torch.zeros(3, dtype=torch.int64), "tokens": tokens, "mask": tokens > 0}
+    rollouts = Rollouts(prompts, columns, Sampling())
+    policy = make("llama")
+    assert fed(policy, rollouts) == 3 + 3 * 4
+    for branch, count in (([3, 3, 2], 3 + 7), ([2, 2, 2], 3 + 8), ([-1, -1, -1], 3 + 12), ([-1, 0, 0], 3 + 12)):
+        assert fed(policy, rollouts.with_columns(branch=torch.tensor(branch))) == count
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_forks_that_the_tokens_belie_share_the_prompt_alone(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    policy, rollouts = make(family, torch.float64), table()
+    exact_norms(monkeypatch, policy)
+    tokens = rollouts["tokens"].clone()
+    tokens[:, 0] = torch.arange(10) + 3  # no two rows of a group begin alike
+    rollouts = rollouts.with_columns(tokens=tokens)
+    g = torch.Generator().manual_seed(5)
+    for parent in (torch.arange(10).roll(1), torch.randint(10, (10,), generator=g), torch.full((10,), 10**6)):
+        wrong = rollouts.with_columns(parent=parent, branch=torch.randint(-1, 12, (10,), generator=g))
+        assert fed(policy, wrong) == fed(policy, rollouts)
+        assert gap(results(policy, wrong), plain(policy, rollouts)) < 1e-9
 
 
 def test_groups_of_one_and_models_that_cannot_share_keep_separate_rows() -> None:
@@ -247,12 +371,14 @@ def test_the_example_of_prefix_grouper() -> None:
 
 
 @pytest.mark.parametrize("rule", [Rule(0.3), Rule(0.3, window=3), Rule(0.5, softcap=0.7), Rule(0.3, 6, 2.0)])
-@pytest.mark.parametrize("case", ["mixed", "even"])
+@pytest.mark.parametrize("case", TABLES)
 def test_attention_passes_gradcheck_in_float64(blocks: None, case: str, rule: Rule) -> None:
-    rollouts = table(case)
+    rollouts = TABLES[case]()
+    branch = rollouts["branch"] if "branch" in rollouts else None
     packed = packing.pack_groups(
-        [p.tokens for p in rollouts.prompts], rollouts["groups"], rollouts["tokens"], rollouts["mask"]
+        [p.tokens for p in rollouts.prompts], rollouts["groups"], rollouts["tokens"], rollouts["mask"], branch
     )
+    assert (packed.layout.again is not None) == (packed.twins is not None) == (case == "forest")
     length, g = packed.ids.shape[1], torch.Generator().manual_seed(0)
     q, k = (torch.randn(length, heads, 2, generator=g, dtype=torch.float64, requires_grad=True) for heads in (4, 2))
     v = torch.randn(length, 2, 3, generator=g, dtype=torch.float64, requires_grad=True)  # values may have another width
@@ -296,8 +422,28 @@ def test_micro_batches_count_a_shared_prompt_once_and_keep_groups_together() -> 
     assert [len(p) for p in microbatches(rollouts, 1, whole_groups=True, shared_prefix=True)] == [4] * 4
 
 
-def test_micro_batches_do_not_change_the_gradient() -> None:
-    policy, whole = make("qwen3"), table()
+def test_micro_batches_count_what_forks_have_in_common_once_and_keep_trees_together() -> None:
+    """Two trunks of 8 decisions, each with three forks at 6 that go on for 4, and one of these forked again at 9."""
+    parent = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 2, 3])
+    branch = torch.tensor([-1, -1, 6, 6, 6, 6, 6, 6, 9, 9])
+    lengths = torch.tensor([8, 8, 10, 10, 10, 10, 10, 10, 11, 11])
+    mask = torch.arange(11) < lengths.unsqueeze(-1)
+    columns = {"groups": torch.zeros(10, dtype=torch.int64), "lengths": lengths, "mask": mask}
+    rollouts = Rollouts([Prompt((1, 2, 3))], columns)
+    tree = 8 + 3 * 4 + 2
+    assert len(microbatches(rollouts, 3 + 2 * tree, shared_prefix=True)) > 1
+    forked = rollouts.with_columns(parent=parent, branch=branch)
+    assert [len(p) for p in microbatches(forked, 3 + 2 * tree, shared_prefix=True)] == [10]
+    parts = microbatches(forked, 3 + tree, shared_prefix=True)
+    assert sorted(p.tolist() for p in parts) == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
+    assert sorted(torch.cat(microbatches(forked, 3 + tree - 1, shared_prefix=True)).tolist()) == list(range(10))
+    assert [len(p) for p in microbatches(forked, 1, shared_prefix=True)] == [1] * 10
+    assert [p.tolist() for p in microbatches(forked, 60)] == [p.tolist() for p in microbatches(rollouts, 60)]
+
+
+@pytest.mark.parametrize("case", ["mixed", "forest"])
+def test_micro_batches_do_not_change_the_gradient(case: str) -> None:
+    policy, whole = make("qwen3"), TABLES[case]()
     rollouts = whole.with_columns(lengths=whole["mask"].sum(-1))
     want = torch.autograd.grad(policy.score(rollouts)["logp"].sum(), policy.trainable_parameters())
     for part in microbatches(rollouts, 25, shared_prefix=True):

@@ -17,7 +17,7 @@ from coterie.errors import PolicyError
 from coterie.policies import groupwise, tokenizers
 from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
 from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear
-from coterie.policies.packing import pack, pack_groups
+from coterie.policies.packing import Twins, pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
 from coterie.reductions import group_sum
@@ -166,12 +166,13 @@ class CausalLM:
                 hint="sample at a temperature above 0, or score under torch.no_grad()",
             )
         prompts = [p.tokens for p in rollouts.prompts]
+        branch = rollouts["branch"] if "branch" in rollouts else None
         own, compared = set(want) - GROUPWISE, set(want) & GROUPWISE
         found: dict[str, Tensor] = {}
         with self.train_mode(dropout=False):
             if own:
                 found = self._score(
-                    prompts, rollouts["groups"], rollouts["tokens"], rollouts["mask"], rollouts.sampling, own
+                    prompts, rollouts["groups"], rollouts["tokens"], rollouts["mask"], rollouts.sampling, own, branch
                 )
             return found | self._compare(rollouts, compared) if compared else found
 
@@ -198,17 +199,21 @@ class CausalLM:
         mask: Tensor,
         sampling: Sampling,
         want: Collection[str],
+        branch: Tensor | None = None,
     ) -> dict[str, Tensor]:
         groups, tokens, mask = (x.to(self.device) for x in (groups, tokens, mask))
         chosen = tokens[mask]
         if self._split.exact:
-            hidden = self._hidden(prompts, groups, tokens, mask)
+            hidden, twins = self._hidden(prompts, groups, tokens, mask, branch)
+            chosen = chosen if twins is None else chosen[twins.first]
             weight = self._split.linear_head
             if weight is not None and not sampling.truncates:
                 scores = score_linear(hidden, weight, chosen, sampling, want, self.engine.forbid)
             else:
                 chunk = rows_per_chunk(self._split.vocabulary, self.device)
                 scores = score_hidden(hidden, self._head, chosen, sampling, want, chunk)
+            if twins is not None:
+                scores = {name: x.index_select(0, twins.number) for name, x in scores.items()}
         else:
             scores = self._score_whole(*pack(prompts, groups, tokens, mask), chosen, sampling, want)
         return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in scores.items()}
@@ -219,7 +224,7 @@ class CausalLM:
         if not self._split.exact:
             raise PolicyError(f"{', '.join(sorted(want))} need a model whose output layer can be applied by itself")
         groups, tokens, mask = (rollouts[name].to(self.device) for name in ("groups", "tokens", "mask"))
-        hidden = self._hidden([p.tokens for p in rollouts.prompts], groups, tokens, mask)
+        hidden, _ = self._hidden([p.tokens for p in rollouts.prompts], groups, tokens, mask, None)
         chunk = rows_per_chunk(self._split.vocabulary, self.device)
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
@@ -238,13 +243,15 @@ class CausalLM:
             found["influence"] = groupwise.head_influence(hidden, logits, tokens[mask], owner, weight, chunk)
         return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
 
-    def _hidden(self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """The hidden states that predict the decisions, in row-major order of `mask`. [N,H]"""
+    def _hidden(
+        self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, branch: Tensor | None
+    ) -> tuple[Tensor, Twins | None]:
+        """The hidden states [N,H] that predict the decisions, in row-major order of `mask`; of twins only the first."""
         if self._shared is not None and self.shares_prefix and len(groups) > len(groups.unique()) and mask.any():
-            packed = pack_groups(prompts, groups, tokens, mask)
-            return self._shared.body(packed)
+            packed = pack_groups(prompts, groups, tokens, mask, branch)
+            return self._shared.body(packed), packed.twins
         ids, row, column = pack(prompts, groups, tokens, mask)
-        return self._split.body(ids)[row, column]
+        return self._split.body(ids)[row, column], None
 
     def _score_whole(
         self, ids: Tensor, row: Tensor, column: Tensor, chosen: Tensor, sampling: Sampling, want: Collection[str]

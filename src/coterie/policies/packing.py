@@ -1,8 +1,9 @@
-"""Prompts and completions as one rectangle of ids, and where in it each decision is predicted."""
+"""Prompts and completions as one rectangle or one row of ids, and where in it each decision is predicted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,91 +44,195 @@ def pack(prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask:
     return Packed(ids, row, sizes[groups[row]] + decision - 1)
 
 
+class Twins(NamedTuple):
+    """Decisions that rows have in common: `first` [M] are the distinct ones, decision n is the `number` [N]-th."""
+
+    first: Tensor
+    number: Tensor
+
+
 class PackedGroups(NamedTuple):
-    """One row without padding in which each group's prompt stands once. `ids` and `positions` [1,L]; `at` [N] is the
-    place that predicts decision n; decisions are in row-major order of `mask`."""
+    """One row without padding in which what a group's rows share stands once. `ids` and `positions` [1,L]; `at` [N] is
+    the place that predicts decision n; decisions are in row-major order of `mask`. No `twins`: all are distinct."""
 
     ids: Tensor
     positions: Tensor
     at: Tensor
     layout: Layout
+    twins: Twins | None = None
 
 
-def pack_groups(prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor) -> PackedGroups:
+def pack_groups(
+    prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, branch: Tensor | None = None
+) -> PackedGroups:
     """Lay each group's prompt and then its completions in one row. groups [B], tokens and mask [B,T] -> PackedGroups.
 
     What is fed and what is context is as in `pack`. Rows without a decision, and groups without such rows, are left
     out. Groups of similar prompt lengths stand together, so that attention computes several at once.
+
+    `branch` [B] says at which token a row was forked from another of its group (less than 1: at none). What rows have
+    in common up to a fork stands once. That is found from the tokens, so a wrong fork cannot give wrong values.
     """
     device = tokens.device
     words, chosen = tokens.cpu().numpy(), mask.cpu().numpy()
+    forks = np.zeros(len(words), dtype=np.int64) if branch is None else branch.cpu().numpy().clip(0)
     fed = np.where(chosen, np.arange(words.shape[1]), -1).max(1)  # all before the last decision; -1 without a decision
     members: dict[int, list[int]] = {}
     for row, group in enumerate(groups.tolist()):
         if fed[row] >= 0:
             members.setdefault(group, []).append(row)
-    ids: list[Any] = []
-    positions: list[Any] = []
-    slot: list[Any] = []
-    bundles = []
-    start, last = np.zeros(len(fed), dtype=np.int64), np.zeros(len(fed), dtype=np.int64)
-    here = place = 0
-    for names in _bundles(prompts, members, fed, 2**21 if device.type == "cpu" else 2**26):
-        sizes = [len(prompts[g]) for g in names]
-        rows = max(len(members[g]) for g in names)
-        length = max(int(fed[r]) for g in names for r in members[g])
-        bundle = Bundle(place, len(names), max(sizes), rows, length, min(sizes), torch.tensor(sizes, device=device))
-        for i, (group, size) in enumerate(zip(names, sizes, strict=True)):
-            ids.append(np.asarray(prompts[group]))
-            positions.append(np.arange(size))
-            slot.append(place + i * bundle.prefix + positions[-1])
-            here += size
-            last[members[group]] = here - 1
-        for i, (group, size) in enumerate(zip(names, sizes, strict=True)):
-            for j, row in enumerate(members[group]):
-                ids.append(words[row, : fed[row]])
-                positions.append(size + np.arange(fed[row]))
-                slot.append(bundle.middle + (i * rows + j) * length + positions[-1] - size)
-                start[row] = here
-                here += int(fed[row])
+    families: list[_Family] = []
+    for group, rows in members.items():
+        if len(rows) > 1 and forks[rows].any():
+            families += _tree(group, len(prompts[group]), rows, words, fed, np.unique([0, *forks[rows]]))
+        else:
+            families.append(_Family(group, len(prompts[group]), rows, 0, [([r], int(fed[r])) for r in rows]))
+    line = _Line()
+    bundles: list[Bundle] = []
+    place = np.zeros(words.shape, dtype=np.int64)  # what predicts each decision: the token before it
+    start = dict.fromkeys(members, 0)
+    paths: list[tuple[_Family, int]] = []
+    end = 0
+    for alike in _bundles(families, 2**21 if device.type == "cpu" else 2**26):
+        sizes = [f.size for f in alike]
+        width, length = (max(f.shape[i] for f in alike) for i in (0, 2))
+        size = torch.tensor(sizes, device=device)
+        bundle = Bundle(end, len(alike), max(sizes), width, length, min(sizes), size, alike[0].repeated)
+        for i, f in enumerate(alike):
+            slot = bundle.start + i * bundle.prefix
+            if f.repeated:
+                paths.append((f, slot))
+                continue
+            here = line.add(np.concatenate([prompts[f.group], words[f.rows[-1], : f.begin]]), 0, slot)
+            start[f.group] = int(here[0])
+            place[f.rows, : f.begin + 1] = here[f.size - f.begin - 1 :]
+        for i, f in enumerate(alike):
+            for j, (own, stop) in enumerate(f.parts):
+                slot = bundle.middle + (i * width + j) * length
+                place[own, f.begin + 1 : stop + 1] = line.add(words[own[-1], f.begin : stop], f.size, slot)
         bundles.append(bundle)
-        place = bundle.end
-    taker, decision = chosen.nonzero()
-    at = np.where(decision == 0, last[taker], start[taker] + decision - 1)
-
-    def there(parts: Any) -> Tensor:
-        return torch.as_tensor(np.concatenate(parts) if isinstance(parts, list) else parts, device=device)
-
-    padded = place > here
-    layout = Layout(tuple(bundles), *_slots(np.concatenate(slot), place, device)) if padded else Layout(tuple(bundles))
-    return PackedGroups(there(ids).unsqueeze(0), there(positions).unsqueeze(0), there(at), layout)
-
-
-def _slots(slot: Any, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """token, slot and real of a Layout, from the slot of each token. Slots without a token read token 0."""
-    token, real = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
-    token[slot], real[slot] = np.arange(len(slot)), True
-    return tuple(torch.as_tensor(x, device=device) for x in (token, slot, real))  # type: ignore[return-value]
+        end = bundle.end
+    again = []
+    for f, slot in paths:
+        prompt = np.arange(f.size - f.begin) + start[f.group]
+        again.append((slot + np.arange(f.size), np.concatenate([prompt, place[f.rows[-1], 1 : f.begin + 1]])))
+    at = place[chosen]
+    return PackedGroups(
+        torch.as_tensor(np.concatenate(line.ids), device=device).unsqueeze(0),
+        torch.as_tensor(np.concatenate(line.positions), device=device).unsqueeze(0),
+        torch.as_tensor(at, device=device),
+        line.layout(bundles, again, device),
+        _twins(at, words[chosen], device) if forks.any() else None,
+    )
 
 
-def _bundles(prompts: Sequence[Sequence[int]], members: dict[int, list[int]], fed: Any, limit: int) -> list[list[int]]:
-    """Groups to compute at once: of the same number of rows and similar lengths (padding costs at most half as much
-    again), and no more than keep a bundle's scores, a head, within `limit`."""
+class _Line:
+    """The packed row as it grows."""
 
-    def shape(group: int) -> tuple[int, int, int]:
-        return len(members[group]), len(prompts[group]), max(int(fed[r]) for r in members[group])
+    def __init__(self) -> None:
+        self.count = 0
+        self.ids: list[Any] = []
+        self.positions: list[Any] = []
+        self.slots: list[Any] = []
 
-    parts: list[list[int]] = []
-    box, work = (0, 0, 0), 0
-    for group in sorted(members, key=shape):
-        mine = shape(group)
-        wide = (max(box[0], mine[0]), max(box[1], mine[1]), max(box[2], mine[2])) if parts else mine
-        cost = (wide[1] + wide[0] * wide[2]) * (wide[1] + wide[2])
-        work += (mine[1] + mine[0] * mine[2]) * (mine[1] + mine[2])
-        if parts and wide[0] == mine[0] == box[0] and cost * (len(parts[-1]) + 1) <= min(limit, 1.5 * work):
-            parts[-1].append(group)
+    def add(self, ids: Any, position: int, slot: int) -> Any:
+        """Append tokens that begin at a position and in a slot of attention. Their places in the row."""
+        steps = np.arange(len(ids))
+        self.ids.append(np.asarray(ids, dtype=np.int64))
+        self.positions.append(position + steps)
+        self.slots.append(slot + steps)
+        self.count += len(ids)
+        return self.count - len(ids) + steps
+
+    def layout(self, bundles: list[Bundle], again: list[tuple[Any, Any]], device: torch.device) -> Layout:
+        """`again`: further slots, and the places of the tokens that they hold. Other slots read token 0."""
+        slots = bundles[-1].end
+        if slots == self.count:
+            return Layout(tuple(bundles))
+        token, real = np.zeros(slots, dtype=np.int64), np.zeros(slots, dtype=bool)
+        slot = np.concatenate(self.slots)
+        token[slot], real[slot] = np.arange(len(slot)), True
+        for more, place in again:
+            token[more] = place
+        repeated = [np.concatenate([more for more, _ in again])] if again else []
+        return Layout(tuple(bundles), *(torch.as_tensor(x, device=device) for x in (token, slot, real, *repeated)))
+
+
+class _Family(NamedTuple):
+    """What follows one path: a group's prompt and the first `begin` tokens that `rows` share; `size` tokens together.
+
+    `parts` are the segments, each with the rows it is of (the last of them holds all its tokens) and the token before
+    which it ends. `repeated`: the path stands elsewhere, as segments of other families.
+    """
+
+    group: int
+    size: int
+    rows: list[int]
+    begin: int
+    parts: list[tuple[list[int], int]]
+    repeated: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Segments, tokens of the path, tokens of the longest segment."""
+        return len(self.parts), self.size, max(stop for _, stop in self.parts) - self.begin
+
+
+def _tree(group: int, size: int, rows: list[int], words: Any, fed: Any, cuts: Any) -> list[_Family]:
+    """The families of a prompt of `size` tokens whose rows share what they have in common up to one of `cuts`.
+
+    `cuts` ascend from 0. A row that is the beginning of another has no segment of its own.
+    """
+    rows = sorted(rows, key=lambda r: words[r, : fed[r]].tobytes())  # what begins alike stands together, shorter first
+    ends = fed[rows]
+    width = int(ends.max())
+    differ = (words[rows[1:], :width] != words[rows[:-1], :width]) | (np.arange(width) >= ends[:-1, None])
+    alike = np.pad(differ, ((0, 0), (0, 1)), constant_values=True).argmax(1)
+    within = width + 1  # of the next row
+    shared = np.where(alike == ends[:-1], within, cuts[np.searchsorted(cuts, alike, "right") - 1])
+
+    def common(low: int, high: int) -> int:
+        return int(shared[low : high - 1].min(initial=within))
+
+    families: list[_Family] = []
+    todo = [(0, len(rows))]
+    while todo:
+        low, high = todo.pop()
+        begin = common(low, high) % within  # one line of rows follows the prompt alone
+        edges = [low, *(low + 1 + np.flatnonzero(shared[low : high - 1] == begin)).tolist(), high]
+        parts = list(pairwise(edges))
+        todo += [(a, b) for a, b in parts if common(a, b) < within]
+        own = [(rows[a:b], min(common(a, b), int(ends[b - 1]))) for a, b in parts]
+        families.append(_Family(group, size + begin, rows[low:high], begin, own, bool(families)))
+    return families
+
+
+def _twins(at: Any, taken: Any, device: torch.device) -> Twins | None:
+    """Decisions at [N] one place that took [N] the same token are one."""
+    _, first, number = np.unique(at * (taken.max() + 1) + taken, return_index=True, return_inverse=True)
+    if len(first) == len(at):
+        return None
+    return Twins(torch.as_tensor(first, device=device), torch.as_tensor(number, device=device))
+
+
+def _bundles(families: list[_Family], limit: int) -> list[list[_Family]]:
+    """Families to compute at once: of similar lengths (padding costs at most half as much again) and, at a prompt, of
+    the same number of rows; and no more than keep a bundle's scores, a head, within `limit`."""
+
+    def work(rows: int, path: int, length: int, repeated: bool) -> int:
+        return (rows * length + (0 if repeated else path)) * (path + length)
+
+    parts: list[list[_Family]] = []
+    box, total = (0, 0, 0), 0
+    for family in sorted(families, key=lambda f: (f.repeated, f.shape)):
+        mine, own = family.shape, work(*family.shape, family.repeated)
+        wide = (max(box[0], mine[0]), max(box[1], mine[1]), max(box[2], mine[2]))
+        fits = bool(parts) and parts[-1][0].repeated == family.repeated and (family.repeated or mine[0] == box[0])
+        total += own
+        if fits and work(*wide, family.repeated) * (len(parts[-1]) + 1) <= min(limit, 1.5 * total):
+            parts[-1].append(family)
             box = wide
         else:
-            parts.append([group])
-            box, work = mine, (mine[1] + mine[0] * mine[2]) * (mine[1] + mine[2])
+            parts.append([family])
+            box, total = mine, own
     return parts

@@ -1,4 +1,5 @@
-"""A decoder run on one packed row in which the prompt of a group stands once (Prefix Grouper, arXiv:2506.05433).
+"""A decoder run on one packed row in which the prompt of a group stands once (Prefix Grouper, arXiv:2506.05433), and so
+does what rollouts that forked from one another have in common.
 
 Everything position-wise runs on each real token once, by transformers' own code; attention is `two_part_attention`.
 Values and gradients are those of G separate rows.
@@ -68,8 +69,9 @@ class SharedPrefix:
         return self.decoder.config
 
     def body(self, packed: PackedGroups) -> Tensor:
-        """Last hidden states [N,H] that predict the decisions."""
-        return self.run(packed.ids, packed.positions, _TwoPart(packed.layout), packed.at)
+        """Last hidden states [N,H] that predict the decisions; of twins only the first."""
+        at = packed.at if packed.twins is None else packed.at[packed.twins.first]
+        return self.run(packed.ids, packed.positions, _TwoPart(packed.layout), at)
 
     def run(self, ids: Tensor, positions: Tensor, attention: Attention, at: Tensor) -> Tensor:
         """Last hidden states [N,H] at `at` [N] of one row of tokens: ids and positions [1,L], attention as given."""

@@ -1,8 +1,10 @@
 """Attention of groups that share a prompt: prompt queries see the prompt, completion queries the prompt and their own.
 
 The prompt's keys and values are read where they are, by one matrix product for all completions of a group; nothing is
-copied per rollout. Forward and backward are written out, in blocks, as flash attention does (arXiv:2205.14135): only
-the output and one number a query are kept, and the scores of a block are made again in the backward pass.
+copied per rollout. Where completions fork, the segments after the fork are to the path before it as completions are to
+a prompt, but for the path's queries, which are not computed again; its keys and values are copied once a fork.
+Forward and backward are written out, in blocks, as flash attention does (arXiv:2205.14135): only the output and one
+number a query are kept, and the scores of a block are made again in the backward pass.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ class Bundle:
     """The shortest prompt's tokens; `prefix` is the longest's."""
     sizes: Tensor
     """Tokens of each prompt. [n]"""
+    repeated: bool = False
+    """The prompts' tokens stand in other bundles too: here they are keys and values only."""
 
     @property
     def middle(self) -> int:
@@ -45,14 +49,16 @@ class Bundle:
 class Layout:
     """Where the L tokens of a packed row lie in the S padded slots of attention.
 
-    `token` [S] is the token in each slot (any, where `real` [S] is False) and `slot` [L] the slot of each token. All
-    three are None when slots and tokens are the same thing, as they are when lengths within a bundle are equal.
+    `token` [S] is the token in each slot (any, in padding), `slot` [L] the slot of each token and its query, and `real`
+    [S] says which slots those are. `again` lists the slots that hold a token once more, for its key and value. All are
+    None when slots and tokens are the same thing, as they are when nothing forks and lengths in a bundle are equal.
     """
 
     bundles: tuple[Bundle, ...]
     token: Tensor | None = None
     slot: Tensor | None = None
     real: Tensor | None = None
+    again: Tensor | None = None
 
     def spread(self, x: Tensor, *, zero: bool = False) -> Tensor:
         """[L,...] -> [S,...]; what is not real is anything finite, or 0 if asked."""
@@ -64,6 +70,15 @@ class Layout:
     def gather(self, x: Tensor) -> Tensor:
         """[S,...] -> [L,...]"""
         return x if self.slot is None else x.index_select(0, self.slot)
+
+    def collect(self, x: Tensor) -> Tensor:
+        """[S,...] -> [L,...], summed over the slots of a token: the adjoint of `spread`."""
+        own = self.gather(x)
+        if self.again is None or self.token is None:
+            return own
+        total = own.to(_wide(own))
+        total.index_add_(0, self.token[self.again], x.index_select(0, self.again).to(total.dtype))
+        return total.to(x.dtype)
 
 
 def block_elements(device: torch.device) -> int:
@@ -103,7 +118,7 @@ class _Block(NamedTuple):
 def _blocks(bundle: Bundle, rule: Rule, heads: int, limit: int) -> Iterator[_Block]:
     reach = rule.window or bundle.prefix + bundle.length
     size = max(64, limit // (bundle.groups * heads * bundle.prefix))
-    for a in range(0, bundle.prefix, size):
+    for a in range(0, 0 if bundle.repeated else bundle.prefix, size):
         b = min(a + size, bundle.prefix)
         yield _Block(False, slice(a, b), slice(max(0, a - reach + 1), b))
     if bundle.length:
@@ -235,4 +250,4 @@ class _TwoPart(torch.autograd.Function):
                 target.copy_(whole.unflatten(3, target.shape[3:5]))
             dks.prefix.copy_(dkeys.unsqueeze(3))
             dvs.prefix.copy_(dvalues.unsqueeze(3))
-        return layout.gather(dq).mul_(rule.scaling), layout.gather(dk), layout.gather(dv), None, None
+        return layout.gather(dq).mul_(rule.scaling), layout.collect(dk), layout.collect(dv), None, None
