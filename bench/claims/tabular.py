@@ -60,7 +60,8 @@ class Tabular:
 
     def score(self, rollouts: Any, wanted: set[str] | None = None) -> dict[str, Tensor]:
         """Log-probs and entropies of the decisions taken, with gradient. [B,T]"""
-        every = self.log_probabilities()[rollouts["prompt_index"], : rollouts["mask"].shape[1]]
+        prompt = torch.tensor([p.index for p in rollouts.prompts])[rollouts["groups"]]
+        every = self.log_probabilities()[prompt, : rollouts["mask"].shape[1]]
         logp = every.gather(-1, rollouts["tokens"].unsqueeze(-1)).squeeze(-1)
         mask = rollouts["mask"]
         entropy = -(every.exp() * every).sum(-1)
@@ -93,16 +94,16 @@ class Tabular:
             "tokens": torch.where(mask, tokens, 0), "lengths": mask.sum(-1), "truncated": ~finished,
             "version": torch.full(mask.shape, self.version), "parent": parent, "branch": branch,
         }  # fmt: skip
-        found = self.score(columns)
-        columns |= {"logp_old": found["logp"], "entropy_old": found["entropy"]}
-        asked = [Prompt((1,), {}, i) for i in prompts]
-        return Rollouts(asked, columns, Sampling(max_tokens=width))
+        rollouts = Rollouts([Prompt((1,), {}, i) for i in prompts], columns, Sampling(max_tokens=width))
+        found = self.score(rollouts)
+        return rollouts.with_columns(logp_old=found["logp"], entropy_old=found["entropy"])
 
 
 def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]:
     """Train on a world by a recipe; the policy and the metrics of each step."""
     from coterie.clock import Clock
-    from coterie.collect import _apply_filters, shape
+    from coterie.collect import _apply_filters, _tell, shape
+    from coterie.history import History
     from coterie.loop import credit, select
     from coterie.metrics import Collector, collect
     from coterie.run import Run, optimizer_at
@@ -114,7 +115,7 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
     old = SimpleNamespace(score=lambda rollouts: {"logp_ref": reference.score(rollouts)["logp"].detach()})
     run: Any = SimpleNamespace(
         recipe=recipe, settings=settings, policy=policy, metrics={}, first_update=True,
-        score_columns={"logp", "entropy"},
+        score_columns={"logp", "entropy"}, history=History(), curriculum=recipe.single["draw.curriculum"],
         optimizer=optimizer_at(recipe, policy.trainable_parameters(), 0), reference=lambda: old,
         whole_groups=any(b.piece.whole_groups for _, b in recipe.all_bound()), needs_reference=lambda: True,
     )  # fmt: skip
@@ -125,11 +126,12 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
         draw = torch.Generator().manual_seed(stream(settings.seed, "claim", step))
         clock, recorded = Clock(), Collector()
         asked = {"size": len(world.features), "count": settings.draw.prompts, "seed": settings.seed}
-        indices = recipe.single["draw.curriculum"](asked, step)
+        indices = run.curriculum(asked, step)
         batch = policy.rollout(list(indices), settings.rollout.group_size, draw, serial)
         batch = batch.with_columns(**world.score(batch.columns, draw))
         run.reward_weights = {n: float(n not in world.annotations) for n in batch.columns.get("components", {})}
         run.metrics = {"reward": float(batch["rewards"].mean()), "length": float(batch["lengths"].double().mean())}
+        _tell(run, batch)
         with collect(recorded):
             kept = shape(run, batch, step, clock)
             if recipe.chain["selection.filters"]:

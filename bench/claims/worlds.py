@@ -287,7 +287,7 @@ def lucky_reasoning(prompts: int = 16, steps: int = 4, luck: float = 0.4, noise:
 
 def uncertain_prompts(prompts: int = 32, features: int = 12, arms: int = 8, unclear: float = 0.5) -> Make:
     """Half of the prompts have no right answer: their reward is a coin. Prompts share parameters, so that what is
-    learned from them is noise for the others. Component 'cluster' is an answer's meaning: here, the answer.
+    learned from them is noise for the others.
     """
 
     def make(draw: torch.Generator) -> World:
@@ -299,8 +299,7 @@ def uncertain_prompts(prompts: int = 32, features: int = 12, arms: int = 8, uncl
             token, index = t["tokens"][:, 0], t["prompt_index"]
             coin = uniform(sampling, len(token)) < 0.5
             right = torch.where(clear[index], token == best[index], coin)
-            components = {"correct": right.to(F64), "cluster": token.to(F64)}
-            return {"rewards": right.to(F64), "correct": right, "components": components}
+            return _binary(right, answers=token)
 
         def measure(p: Tensor) -> Figures:
             right = p[torch.arange(prompts), 0, best]
@@ -308,6 +307,6 @@ def uncertain_prompts(prompts: int = 32, features: int = 12, arms: int = 8, uncl
 
         known = torch.nn.functional.one_hot(best, arms).to(F64) * clear.unsqueeze(-1)
         start = 2.0 * torch.linalg.pinv(x) @ known  # an inclination to the right answer, where there is one
-        return World(x, start.unsqueeze(1), score, measure, annotations=["cluster"])
+        return World(x, start.unsqueeze(1), score, measure)
 
     return make
