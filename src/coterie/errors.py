@@ -56,6 +56,12 @@ class ShapeError(CoterieError):
     exit_code = 7
 
 
+class SandboxError(CoterieError):
+    """Model-written code that cannot be run safely here, or not as asked."""
+
+    exit_code = 8
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The known name closest to `name`, or None when nothing is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
