@@ -76,6 +76,7 @@ def pack_groups(
     device = tokens.device
     words, chosen = tokens.cpu().numpy(), mask.cpu().numpy()
     forks = np.zeros(len(words), dtype=np.int64) if branch is None else branch.cpu().numpy().clip(0)
+    forked = bool(forks.any())
     fed = np.where(chosen, np.arange(words.shape[1]), -1).max(1)  # all before the last decision; -1 without a decision
     members: dict[int, list[int]] = {}
     for row, group in enumerate(groups.tolist()):
@@ -83,7 +84,7 @@ def pack_groups(
             members.setdefault(group, []).append(row)
     families: list[_Family] = []
     for group, rows in members.items():
-        if len(rows) > 1 and forks[rows].any():
+        if forked and len(rows) > 1 and forks[rows].any():
             families += _tree(group, len(prompts[group]), rows, words, fed, np.unique([0, *forks[rows]]))
         else:
             families.append(_Family(group, len(prompts[group]), rows, 0, [([r], int(fed[r])) for r in rows]))
@@ -106,10 +107,14 @@ def pack_groups(
             here = line.add(np.concatenate([prompts[f.group], words[f.rows[-1], : f.begin]]), 0, slot)
             start[f.group] = int(here[0])
             place[f.rows, : f.begin + 1] = here[f.size - f.begin - 1 :]
-        for i, f in enumerate(alike):
-            for j, (own, stop) in enumerate(f.parts):
-                slot = bundle.middle + (i * width + j) * length
-                place[own, f.begin + 1 : stop + 1] = line.add(words[own[-1], f.begin : stop], f.size, slot)
+        if not forked:  # whole completions after a prompt: all at once
+            slots = [bundle.middle + (i * width + j) * length for i, f in enumerate(alike) for j in range(len(f.parts))]
+            line.add_rows(words, place, [f.rows for f in alike], fed, sizes, slots)
+        else:
+            for i, f in enumerate(alike):
+                for j, (own, stop) in enumerate(f.parts):
+                    slot = bundle.middle + (i * width + j) * length
+                    place[own, f.begin + 1 : stop + 1] = line.add(words[own[-1], f.begin : stop], f.size, slot)
         bundles.append(bundle)
         end = bundle.end
     again = []
@@ -122,7 +127,7 @@ def pack_groups(
         torch.as_tensor(np.concatenate(line.positions), device=device).unsqueeze(0),
         torch.as_tensor(at, device=device),
         line.layout(bundles, again, device),
-        _twins(at, words[chosen], device) if forks.any() else None,
+        _twins(at, words[chosen], device) if forked else None,
     )
 
 
@@ -143,6 +148,18 @@ class _Line:
         self.slots.append(slot + steps)
         self.count += len(ids)
         return self.count - len(ids) + steps
+
+    def add_rows(self, words: Any, place: Any, rows: list[list[int]], fed: Any, sizes: list[int], slots: Any) -> None:
+        """Append what is fed of rows, by group, after prompts of these sizes; `place` is told where each token went."""
+        every = np.concatenate([np.asarray(r, dtype=np.int64) for r in rows])
+        counts = fed[every]
+        row, total = np.repeat(every, counts), int(counts.sum())
+        within = np.arange(total) - np.repeat(counts.cumsum() - counts, counts)
+        self.ids.append(words[row, within].astype(np.int64, copy=False))
+        self.positions.append(np.repeat(np.repeat(sizes, [len(r) for r in rows]), counts) + within)
+        self.slots.append(np.repeat(slots, counts) + within)
+        place[row, within + 1] = self.count + np.arange(total)
+        self.count += total
 
     def layout(self, bundles: list[Bundle], again: list[tuple[Any, Any]], device: torch.device) -> Layout:
         """`again`: further slots, and the places of the tokens that they hold. Other slots read token 0."""

@@ -28,10 +28,9 @@ def encode(tokenizer: Any, prompt: str | Sequence[Message], system: str | None =
 
 def _encode_text(tokenizer: Any, text: str) -> tuple[int, ...]:
     _check_characters(tokenizer, text)
-    bare = _ids(tokenizer, text)
     ids = _ids(tokenizer, text, add_special_tokens=True)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if eos is not None and ids[-1:] == [eos] and bare[-1:] != [eos]:
+    if eos is not None and ids[-1:] == [eos] and _ids(tokenizer, text)[-1:] != [eos]:
         ids = ids[:-1]
     if bos is not None and ids[:2] == [bos, bos]:
         ids = ids[1:]
