@@ -13,7 +13,7 @@ from typing import Any
 
 from coterie.checkpoint import CheckpointStore
 from coterie.clock import Clock
-from coterie.observe import curves, pictures, report, rollout_store, writers
+from coterie.observe import curves, pictures, report, rollout_store, samples, writers
 from coterie.observe.metrics import MetricsLog
 from coterie.observe.progress import Progress
 from coterie.observe.run_dir import RunDir
@@ -62,6 +62,8 @@ class Reporter:
             rollout_store.write(self.directory.rollout_file(run.step), shown, prompts, token_texts=pieces)
 
     def checkpoint(self, run: Run) -> None:
+        if run.task.latent is not None:
+            samples.draw(run, self.directory.samples / f"step-{run.step:06d}.png")
         self.checkpoints.save(run.step, run.save)
 
     @contextmanager

@@ -83,7 +83,10 @@ class RewardRunner:
             if function.per_sample:
                 for i, completion in enumerate(completions):
                     asked, answer = begun.get((function.name, i), (None, None))
-                    grade.one(i, answer if asked is not None and asked == completion else self._attempt(function, batch.part(i)))
+                    grade.one(
+                        i,
+                        answer if asked is not None and asked == completion else self._attempt(function, batch.part(i)),
+                    )
             else:
                 answer = answers[function.name] if function.name in answers else self._attempt(function, batch)
                 self._spread(grade, answer)
