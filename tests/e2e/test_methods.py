@@ -19,7 +19,7 @@ from coterie.policies.causal_lm import CausalLM
 from coterie.policies.reference import Reference
 from coterie.recipe import resolve
 from coterie.run import build
-from tests.e2e.conftest import TINY
+from tests.e2e.conftest import DENOISES, TINY
 
 
 def functions(*named: str) -> str:
@@ -31,10 +31,6 @@ def functions(*named: str) -> str:
 REWARDS = Path(__file__).with_name("rewards.py")
 JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise_judge.py'}:closer"
 EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
-# A policy that denoises, in place of TINY's model and task.
-FLOW = [
-    "task=ring", "model={flow: {layers: 1, width: 8, heads: 2}}", "rollout.max_tokens=64", "denoise.steps=4",
-]  # fmt: skip
 DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard")
 # What a method asks for beyond a task and a reward to show a signal: slug -> overrides.
 NEEDS: dict[str, list[str]] = {
@@ -61,7 +57,7 @@ NEEDS: dict[str, list[str]] = {
     "arena-rl": [JUDGE],
     "brpo": [JUDGE],
     "grpo-s": [functions("positions", "hardness=0")],
-    **dict.fromkeys(DENOISING, FLOW),
+    **dict.fromkeys(DENOISING, DENOISES),
     "urpa": [functions("positions", "start=0", "end=0"), "credit.modifiers.interval_confidence.width=4"],
 }
 

@@ -1,6 +1,7 @@
 """Denoising steps, their log-probs and their divergences in plain float64 loops, from the methods' formulas.
 
-Noise level s from 1 to 0, x_s = (1 - s) x0 + s n, the network gives v = n - x0; one sample at a time, a list of numbers.
+Noise level s from 1 to 0, x_s = (1 - s) x0 + s n, the network gives v = n - x0; one sample at a time, a list of
+numbers.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ def cps(x, v, s, t, cap, noise):
 
 
 def sage_sde(x, v, s, t, cap, noise):
-    variance = noise**2 * (-(s - t) + math.log((1 - t) / (1 - min(s, 1 - 3e-3))))
+    variance = max(noise**2 * (-(s - t) + math.log((1 - t) / (1 - min(s, 1 - 3e-3)))), 0.0)
     mean = []
     for a, b in zip(x, v, strict=True):
         score = -(a - (1 - s) * (a - s * b)) / s**2
         mean.append(a + b * (t - s) + 0.5 * variance * score)
-    return mean, math.sqrt(max(variance, 0.0))
+    return mean, math.sqrt(variance)
 
 
 def ode(x, v, s, t, cap):

@@ -31,6 +31,19 @@ def check(recipe: Recipe, task: Task) -> None:
     """
     kind = kind_of(task)
     name = f"a policy of {kind.decisions}"
+    if kind is CausalLM:
+        if "rollout.sampler" in recipe.single:
+            raise RecipeError(
+                f"rollout.sampler={recipe.single['rollout.sampler'].piece.slug} is a rule for denoising steps, and "
+                f"task '{task.name}' is sampled by tokens",
+                hint="--task digits, or leave rollout.sampler out",
+            )
+        _refuse_settings(recipe.settings.denoise, Denoise(), Denoise.model_fields, "denoise", name)
+    else:
+        _refuse_settings(recipe.settings.rollout, Rollout(), OF_TOKENS, "rollout", name)
+        if recipe.process is not None:
+            raise RecipeError(f"rewards.process scores the steps of a text, and {name} writes none")
+
     for use in wiring.uses(recipe):
         if use.consumers and use.column in kind.lacks:
             raise RecipeError(
@@ -45,18 +58,6 @@ def check(recipe: Recipe, task: Task) -> None:
             f"sampled by {kind.decisions}",
             hint="rollout.strategy=plain",
         )
-    if kind is CausalLM:
-        _refuse_settings(recipe.settings.denoise, Denoise(), Denoise.model_fields, "denoise", name)
-        if "rollout.sampler" in recipe.single:
-            raise RecipeError(
-                f"rollout.sampler={recipe.single['rollout.sampler'].piece.slug} is a rule for denoising steps, and "
-                f"task '{task.name}' is sampled by tokens",
-                hint="--task digits, or leave rollout.sampler out",
-            )
-    else:
-        _refuse_settings(recipe.settings.rollout, Rollout(), OF_TOKENS, "rollout", name)
-        if recipe.process is not None:
-            raise RecipeError(f"rewards.process scores the steps of a text, and {name} writes none")
 
 
 def _refuse_settings(given: object, default: object, names: object, section: str, kind: str) -> None:

@@ -16,9 +16,10 @@ def sage_sde(
     """Variance S = noise^2 ((sigma' - sigma) + log((1 - sigma') / (1 - sigma))), mean x + v dt + S/2 score with score
     -(x + (1 - sigma) v)/sigma, std sqrt(S).
 
-    noise 0 is the ODE. Small steps have Flow-GRPO's std; at sigma = 1 this one has more (1 - sigma is taken as 0.003).
+    noise 0 is the ODE. Small steps have Flow-GRPO's std; at sigma = 1 this one has more (1 - sigma is taken as 0.003,
+    and a step that stays above sigma = 0.997 draws no noise).
     """
     dt = after - sigma
-    variance = noise**2 * (dt + torch.log((1 - after) / (1 - sigma).clamp_min(CAP)))
+    variance = (noise**2 * (dt + torch.log((1 - after) / (1 - sigma).clamp_min(CAP)))).clamp_min(0.0)
     score = -(x + (1 - sigma) * v) / sigma
-    return x + v * dt + variance / 2 * score, variance.clamp_min(0.0).sqrt()
+    return x + v * dt + variance / 2 * score, variance.sqrt()
