@@ -26,7 +26,8 @@ from coterie.columns import COLUMNS
 from coterie.layers import leaves
 from coterie.methods import Method
 from coterie.pieces import TABLE_KINDS, Piece
-from coterie.recipe import CHAIN, SINGLE
+from coterie.policies.causal_lm import CausalLM
+from coterie.recipe import CHAIN, SINGLE, pieces_of
 from coterie.sections import DEFAULTS, LEAVES, Settings
 
 DOCS = Path(__file__).parent
@@ -35,10 +36,14 @@ BENCHES = DOCS.parent / "bench" / "results"
 CLAIMS = DOCS.parent / "bench" / "results" / "claims"
 HEADINGS = ("Usage", "Formula and symbols", "Metrics it logs", "Differences from the paper", "Results")
 """The same five on every method's page, in this order."""
+COUNTDOWN = "--task countdown model='{init: {layers: 2}}'"
+DIGITS = "--task digits model='{flow: {layers: 3}}'"
+"""What the command of a method's page trains, where decisions are tokens and where they are denoising steps."""
 
 KINDS = {
     "curriculum": "Draw: which prompts come next",
     "strategy": "Roll out: how completions are made",
+    "sampler": "Roll out: the rule of a denoising step",
     "scheme": "Score: who meets whom under a pairwise judge",
     "shaping": "Score: what is done to the reward",
     "filter": "Select: which groups stay",
@@ -128,7 +133,7 @@ def method_page(method: Method) -> str:
         escape(method.summary),
         f"## {usage}",
         f"When to use it: {escape(method.when)}" if method.when else "",
-        fence("sh", f"coterie train --task countdown model='{{init: {{layers: 2}}}}' --method {name}"),
+        fence("sh", f"coterie train {DIGITS if denoises(method) else COUNTDOWN} --method {name}"),
         "What it sets:", table(("setting", "value"), composition),
         "As it is written, in a recipe of your own:", fence("yaml", to_yaml(method.layer.tree)),
         f"## {formula}", fence("text", method.formula), symbols,
@@ -138,10 +143,17 @@ def method_page(method: Method) -> str:
     ])  # fmt: skip
 
 
+def denoises(method: Method) -> bool:
+    """Whether a method is one of policies that denoise: it says how, or reads what only they have."""
+    columns = {c for _, b in pieces_of(method.layer) for c in b.piece.required}
+    return "sampler" in method.layer.tree.get("rollout", {}) or bool(columns & CausalLM.lacks.keys())
+
+
 def results_of(slug: str, name: str) -> str:
     file = RESULTS / f"{slug}.json"
     if not file.is_file():
-        command = fence("sh", f"coterie train src/coterie/recipes/demo.yaml --method {name}")
+        recipe = "flow" if denoises(methods.load(slug)) else "demo"
+        command = fence("sh", f"coterie train src/coterie/recipes/{recipe}.yaml --method {name}")
         return (
             f"There are no recorded results yet. From a clone, this trains the method on the demo's task:\n\n{command}"
         )

@@ -57,6 +57,7 @@ NOT_EQUIVARIANT: dict[str, str] = {
     "filter/process_consistency": "of rollouts that agree equally the first go",
     "shaping/serial_decay": "equal exits come in order of row",
     "selection/drop_pivot": "among equal medians the first row is the pivot",
+    "selection/random_steps": "it draws by row",
     "shaping/grpo_lambda": "of groups with the same rate the first ones are chosen",
 }
 # Settings whose meaning is the same everywhere, so that a docstring may leave them out.
@@ -64,7 +65,7 @@ PLAIN = {"coef", "eps", "eps_low", "eps_high", "ddof", "gamma"}
 
 ROW_LEVEL = frozenset(n for n, c in COLUMNS.items() if c.shapes != ("scalar",))
 WIDE = frozenset(n for n, c in COLUMNS.items() if "B T" in c.shapes)
-DIFFERENTIABLE = ("logp", "entropy")
+DIFFERENTIABLE = ("logp", "entropy", "kl_ref", "mean_gap")
 DTYPES = (torch.float64, torch.float32)
 
 

@@ -17,9 +17,9 @@ from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
 from coterie.rewards.pairwise.contest import Contest
 from coterie.rewards.pairwise.judge import Pairs
-from coterie.rollouts import Rollouts, Sampling
+from coterie.rollouts import Rollouts
 from coterie.run import Run
-from coterie.schedules import resolve
+from coterie.sampling import of_step
 from coterie.streams import stream
 from coterie.update import provide
 from coterie.wiring import wanted
@@ -79,16 +79,11 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
             ahead.ask(number, text, prompts[number // each].row)
 
         return run.strategy(
-            {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": sampling_at(run, step),
-             "entropy": entropy, "count": count, "prompt_at": run.prompt,
+            {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
+             "entropy": entropy, "count": count, "prompt_at": run.prompt, "step": step,
              "ended": ended if ahead.functions else None},
             step,
         )  # fmt: skip
-
-
-def sampling_at(run: Run, step: int) -> Sampling:
-    r = run.settings.rollout
-    return Sampling(float(resolve(r.temperature, step)), r.top_p, r.top_k, r.min_p, r.max_tokens, tuple(r.stop))
 
 
 def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) -> Rollouts:
@@ -159,7 +154,10 @@ def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: 
 
 
 def _completion_ids(rollouts: Rollouts) -> list[list[int]]:
-    """Each row's tokens up to its last decision, those that were put between its decisions included."""
+    """Each row's tokens up to its last decision, those that were put between its decisions included; none without
+    tokens."""
+    if "tokens" not in rollouts:
+        return [[] for _ in rollouts.texts]
     ends = (rollouts["mask"] * torch.arange(1, rollouts["mask"].shape[1] + 1, device=rollouts["mask"].device)).amax(-1)
     return [t[:n] for t, n in zip(rollouts["tokens"].tolist(), ends.tolist(), strict=True)]
 

@@ -45,10 +45,14 @@ tokens       | B T    | roll out    | int   | token ids, where decisions are tok
 logp_old     | B T    | roll out    | float | log-prob under the policy and sampling spec that took the decision
 entropy_old  | B T    | roll out    | float | entropy of the decision's distribution when it was taken
 version      | B T    | roll out    | int   | version of the weights that took the decision
+step_std     | B T    | roll out    | float | standard deviation of a denoising step's noise
+step_size    | B T    | roll out    | float | by how much the noise level falls in a denoising step
 logp         | B T    | policy      | float | current log-prob; carries gradient in the update
 entropy      | B T    | policy      | float | entropy of the decision's distribution; carries gradient in the update
 spread       | B T    | policy      | float | how much the distributions of the group's rollouts differ at this position
 influence    | B T    | policy      | float | by how much a step on this decision raises the group's correct rollouts
+kl_ref       | B T    | policy      | float | exact KL from the reference's decision to ours; carries gradient
+mean_gap     | B T    | policy      | float | exact KL from the decision as it was taken to ours; carries gradient
 logp_ref     | B T    | reference   | float | log-prob under the frozen or slowly moving reference
 turn         | B T    | environment | int   | turn or step of each decision, -1 where masked or in none
 state_key    | B U    | environment | int   | hashable observation key of each turn

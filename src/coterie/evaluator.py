@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from coterie.evaluation import summarise
-from coterie.policies.causal_lm import CausalLM
+from coterie.policies.base import Policy
 from coterie.rollouts import Prompt, Rollouts, Sampling
+from coterie.sampling import held_out as held_out_spec
+from coterie.sampling import probe
 from coterie.sections import Settings
 from coterie.streams import stream
 from coterie.tasks.base import Task
@@ -18,18 +20,18 @@ WAVE = 512
 """Rows sampled at a time, so that memory does not grow with the size of the evaluation."""
 
 
-def evaluate(policy: CausalLM, task: Task, settings: Settings) -> dict[str, float]:
+def evaluate(policy: Policy, task: Task, settings: Settings) -> dict[str, float]:
     """{"eval/…"}: avg@k, pass@k, maj@k and length with bootstrap intervals; greedy accuracy beside it."""
     if task.verify is None or len(task.held_out) == 0:
         return {}
     spec, r = settings.evaluation, settings.rollout
     rows = [task.held_out[i] for i in range(min(spec.prompts, len(task.held_out)))]
-    sampling = Sampling(spec.temperature, r.top_p, r.top_k, r.min_p, r.max_tokens, tuple(r.stop))
-    rollouts = complete(policy, rows, sampling, spec.samples, settings.seed, "eval")
+    rollouts = complete(policy, rows, held_out_spec(settings, task), spec.samples, settings.seed, "eval")
     k = spec.samples
     correct = verdicts(task, rollouts).view(len(rows), k)
     given = [task.answer(text) for text in rollouts.texts] if task.answer is not None else rollouts.texts
-    answers = [given[i * k : (i + 1) * k] for i in range(len(rows))]
+    votes = task.latent is None or task.answer is not None  # samples that are no text are never alike
+    answers = [given[i * k : (i + 1) * k] for i in range(len(rows))] if votes else None
     out = summarise(
         correct.numpy(),
         rollouts["lengths"].cpu().view(len(rows), k).numpy(),
@@ -37,24 +39,22 @@ def evaluate(policy: CausalLM, task: Task, settings: Settings) -> dict[str, floa
         truncated=rollouts["truncated"].cpu().view(len(rows), k).numpy(),
         ks=sorted({1, k}),
     )
-    if spec.greedy:
+    if spec.greedy and task.latent is None:
         greedy = complete(policy, rows, Sampling(0.0, max_tokens=r.max_tokens, stop=tuple(r.stop)), 1, 0, "greedy")
         out["eval/greedy"] = float(verdicts(task, greedy).float().mean())
     return out
 
 
-def accuracy(policy: CausalLM, task: Task, settings: Settings, *, held_out: bool, key: int) -> float:
+def accuracy(policy: Policy, task: Task, settings: Settings, *, held_out: bool, key: int) -> float:
     """Sampled accuracy on a few problems, one completion each, at the rollouts' temperature."""
     source = task.held_out if held_out else task.train
     rows = [source[i] for i in range(min(settings.evaluation.prompts, len(source)))]
-    r = settings.rollout
-    temperature = r.temperature if isinstance(r.temperature, float) else r.temperature.at(0)
-    sampling = Sampling(temperature, r.top_p, r.top_k, r.min_p, r.max_tokens, tuple(r.stop))
-    return float(verdicts(task, complete(policy, rows, sampling, 1, settings.seed, f"probe{key}")).float().mean())
+    made = complete(policy, rows, probe(settings, task), 1, settings.seed, f"probe{key}")
+    return float(verdicts(task, made).float().mean())
 
 
 def complete(
-    policy: CausalLM, rows: Sequence[dict[str, Any]], sampling: Sampling, samples: int, seed: int, purpose: str
+    policy: Policy, rows: Sequence[dict[str, Any]], sampling: Sampling, samples: int, seed: int, purpose: str
 ) -> Rollouts:
     """`samples` completions of every row's prompt, seeds keyed by purpose, row and sample."""
     parts = []

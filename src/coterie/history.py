@@ -14,6 +14,8 @@ from coterie.rollouts import Prompt, Rollouts, Sampling
 
 LIMIT = 4096
 """Prompts remembered; those visited longest ago go first."""
+KEPT = ("tokens", "mask", "logp_old")
+"""Columns of a rollout that are kept, as far as it has them."""
 
 
 class History:
@@ -26,7 +28,7 @@ class History:
     def remember(self, rollouts: Rollouts) -> None:
         """Keep a rollout of each prompt in place of what was kept; prompts without an index are passed by."""
         rows = {group: row for row, group in reversed(list(enumerate(rollouts["groups"].tolist())))}
-        sampling = {**rollouts.sampling.__dict__, "stop": list(rollouts.sampling.stop)}
+        sampling = rollouts.sampling.plain()
         for group, row in sorted(rows.items()):
             prompt = rollouts.prompts[group]
             if prompt.index < 0:
@@ -35,7 +37,8 @@ class History:
             self.last[prompt.index] = {
                 "prompt": list(prompt.tokens),
                 "sampling": sampling,
-                **{n: rollouts[n][row].clone().cpu() for n in ("tokens", "mask", "logp_old")},
+                **{n: rollouts[n][row].clone().cpu() for n in KEPT if n in rollouts},
+                "media": {n: m[row].clone().cpu() for n, m in rollouts.media.items()},
             }
         for index in list(self.last)[: max(len(self.last) - self.limit, 0)]:
             del self.last[index]
@@ -59,14 +62,14 @@ class History:
 
     def _table(self, indices: list[int], like: Tensor) -> Rollouts:
         kept = [self.last[index] for index in indices]
-        columns = {n: pad_sequence([k[n] for k in kept], batch_first=True) for n in ("tokens", "mask", "logp_old")}
+        columns = {n: pad_sequence([k[n] for k in kept], batch_first=True) for n in KEPT if n in kept[0]}
         columns |= {"groups": torch.arange(len(kept)), "lengths": columns["mask"].sum(-1)}
         columns["weights"] = torch.ones(len(kept), dtype=like.dtype)
-        spec = kept[0]["sampling"]
         return Rollouts(
             [Prompt(tuple(k["prompt"]), index=i) for k, i in zip(kept, indices, strict=True)],
             {n: v.to(like.device) for n, v in columns.items()},
-            Sampling(**{**spec, "stop": tuple(spec["stop"])}),
+            Sampling.of(kept[0]["sampling"]),
+            media={n: torch.stack([k["media"][n] for k in kept]).to(like.device) for n in kept[0]["media"]},
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from coterie.user_files import load_file
 KINDS: dict[str, tuple[str, str | None]] = {
     "curriculum": ("coterie.curriculum", None),
     "strategy": ("coterie.rollout.strategies", None),
+    "sampler": ("coterie.rollout.samplers", None),
     "task": ("coterie.tasks", None),
     "verifier": ("coterie.rewards.verifiers", None),
     "scheme": ("coterie.rewards.pairwise", None),
@@ -46,7 +47,7 @@ KINDS: dict[str, tuple[str, str | None]] = {
     "aggregation": ("coterie.objectives.aggregations", None),
     "optimizer": ("coterie.optim", None),
 }
-_NO_TABLE = {"curriculum", "strategy", "task", "verifier", "scheme", "optimizer"}
+_NO_TABLE = {"curriculum", "strategy", "sampler", "task", "verifier", "scheme", "optimizer"}
 TABLE_KINDS = frozenset(k for k in KINDS if k not in _NO_TABLE)
 FIXED_KINDS = frozenset({"task", "verifier", "scheme"})
 """Kinds that are made once a run: their settings cannot move with the step."""
@@ -104,6 +105,7 @@ class Piece:
     whole_groups: bool
     min_group: int
     zero_without_advantage: bool
+    decisions: str | None
     doc: str
     summary: str
     module: str = field(default="")
@@ -230,6 +232,7 @@ def register(
     whole_groups: bool = False,
     min_group: int = 1,
     zero_without_advantage: bool = False,
+    decisions: str | None = None,
     slug: str | None = None,
 ) -> Any:
     """Make a piece of a function or a stateful class, and return it ready to be called on its own."""
@@ -254,8 +257,8 @@ def register(
     name = slug or obj.__module__.rsplit(".", 1)[-1] if stateful else slug or obj.__name__
     piece = Piece(
         kind, name.replace("_", "-") if kind == "task" else name, obj, tuple(required), tuple(optional), settings,
-        paper, writes or KINDS[kind][1], stateful, shape, whole_groups, min_group, zero_without_advantage, doc,
-        doc.split("\n")[0], obj.__module__,
+        paper, writes or KINDS[kind][1], stateful, shape, whole_groups, min_group, zero_without_advantage,
+        decisions, doc, doc.split("\n")[0], obj.__module__,
     )  # fmt: skip
     key = (kind, piece.slug)
     known = _registry.get(key)
@@ -290,6 +293,7 @@ def _decorator(kind: str) -> Callable[..., Callable[[Any], Any]]:
         whole_groups: bool = False,
         min_group: int = 1,
         zero_without_advantage: bool = False,
+        decisions: str | None = None,
         slug: str | None = None,
     ) -> Callable[[Any], Any]:
         """`paper`: arXiv id. `writes`: column it returns, where not its kind's. `shape`: "B" or "B T", where it always
@@ -297,11 +301,12 @@ def _decorator(kind: str) -> Callable[..., Callable[[Any], Any]]:
         `min_group`: the smallest group it can learn from.
 
         `zero_without_advantage`: an objective whose value and gradient are 0 where the advantage is, so that groups
-        without a signal need not be run through the model.
+        without a signal need not be run through the model. `decisions`: what a strategy's decisions must be ("tokens"
+        or "denoising steps"); None, it does with any.
         """
         return lambda obj: register(
             kind, obj, paper=paper, writes=writes, shape=shape, whole_groups=whole_groups, min_group=min_group,
-            zero_without_advantage=zero_without_advantage, slug=slug,
+            zero_without_advantage=zero_without_advantage, decisions=decisions, slug=slug,
         )  # fmt: skip
 
     decorate.__name__ = kind
@@ -319,6 +324,7 @@ term = _decorator("term")
 aggregation = _decorator("aggregation")
 curriculum = _decorator("curriculum")
 strategy = _decorator("strategy")
+sampler = _decorator("sampler")
 task = _decorator("task")
 verifier = _decorator("verifier")
 scheme = _decorator("scheme")

@@ -24,6 +24,7 @@ SINGLE = {
     "task": "task",
     "draw.curriculum": "curriculum",
     "rollout.strategy": "strategy",
+    "rollout.sampler": "sampler",
     "rewards.pairwise.scheme": "scheme",
     "credit.baseline": "baseline",
     "objective.ratio": "ratio",
@@ -32,6 +33,8 @@ SINGLE = {
     "objective.aggregation": "aggregation",
     "optimizer": "optimizer",
 }
+SOURCES = ("name", "init", "flow")
+"""Where a model comes from; one of them."""
 CHAIN = {
     "rewards.shaping": "shaping",
     "credit.modifiers": "modifier",
@@ -96,7 +99,7 @@ class Recipe:
         if self.judge is not None:
             out["rewards"]["pairwise"] = {"judge": _function_text(self.judge)}
         for slot in (*SINGLE, *CHAIN):
-            if slot == "rewards.pairwise.scheme" and slot not in self.single:
+            if slot in ("rewards.pairwise.scheme", "rollout.sampler") and slot not in self.single:
                 continue
             *parents, last = slot.split(".")
             node = out
@@ -244,13 +247,9 @@ class _Merge:
 
 
 def _merge_models(old: Mapping[str, Any], new: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Settings of one model on top of another's: a new source (name or init) takes the place of the old one."""
+    """Settings of one model on top of another's: a new source (name, init or flow) takes the old one's place."""
     new = new or {}
-    out = {
-        k: v
-        for k, v in old.items()
-        if not (k in ("name", "init") and ("name" in new or "init" in new) and k not in new)
-    }
+    out = {k: v for k, v in old.items() if not (k in SOURCES and any(s in new for s in SOURCES) and k not in new)}
     for key, value in new.items():
         both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
         out[key] = {**out[key], **value} if both else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,30 @@ from coterie import columns as vocabulary
 from coterie.errors import ShapeError
 
 Value = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """How denoising steps are taken: what a sampling spec says where decisions are steps and not tokens.
+
+    The noise level falls from 1 to 0 in `steps` steps, moved towards 1 by `shift`. `sampler` names the rule of a step
+    and `settings` its values. With `guidance` g the velocity is v(none) + g (v(prompt) - v(none)), where v(none) takes
+    no gradient. `stochastic` are the steps that draw noise, None for all; the others follow the ODE, and are no
+    decisions. `reduce` says how the log-density of a step's D numbers becomes its log-prob.
+    """
+
+    steps: int
+    shift: float = 1.0
+    guidance: float = 1.0
+    sampler: str = "flow_sde"
+    settings: tuple[tuple[str, Any], ...] = ()
+    shared_noise: bool = False
+    """Whether the rollouts of a group start from the same noise."""
+    reduce: str = "mean"
+    """mean | sum | unscaled"""
+    stochastic: tuple[int, ...] | None = None
+    keep_means: bool = False
+    """Whether the means of the steps are kept, for `mean_gap`."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +54,28 @@ class Sampling:
     min_p: float = 0.0
     max_tokens: int = 64
     stop: tuple[str, ...] = ()
+    denoising: Denoising | None = None
+    """Of a policy that denoises; the rest of the spec is then of no meaning."""
 
     @property
     def truncates(self) -> bool:
         return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """Nested plain data, for a checkpoint."""
+        return {**asdict(self), "stop": list(self.stop)}
+
+    @staticmethod
+    def of(plain: Mapping[str, Any]) -> Sampling:
+        """What `plain` made plain."""
+        denoising = plain["denoising"]
+        return Sampling(
+            **{
+                **plain,
+                "stop": tuple(plain["stop"]),
+                "denoising": None if denoising is None else Denoising(**denoising),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -53,8 +95,11 @@ class Rollouts:
     prompts: list[Prompt]
     columns: dict[str, Value]
     sampling: Sampling = field(default_factory=Sampling)
-    texts: list[str] = field(default_factory=list)
-    """Decoded completions, one a row. A view for graders and people; ids are what is trained on."""
+    texts: list[Any] = field(default_factory=list)
+    """Decoded completions, one a row: text, or an array where samples are no text. A view for graders and people; what
+    was sampled is what is trained on."""
+    media: dict[str, Tensor] = field(default_factory=dict)
+    """What only the policy reads, by name, a row each and any shape behind: the states of a denoised sample."""
 
     def __post_init__(self) -> None:
         dims: dict[str, int] = {}
@@ -62,6 +107,9 @@ class Rollouts:
             vocabulary.check(name, value, dims, reader="Rollouts")
         if self.texts and len(self.texts) != len(self):
             raise ShapeError(f"Rollouts has {len(self)} rows and {len(self.texts)} texts")
+        for name, value in self.media.items():
+            if len(value) != len(self):
+                raise ShapeError(f"Rollouts has {len(self)} rows and {len(value)} of media '{name}'")
 
     def __len__(self) -> int:
         return int(self.columns["groups"].shape[0])  # type: ignore[union-attr]
@@ -87,7 +135,7 @@ class Rollouts:
             width = int(used[-1]) + 1 if len(used) else 1
             picked = {n: _map(v, lambda t, n=n: t[:, :width] if _has_t(n, t) else t) for n, v in picked.items()}
         texts = [self.texts[i] for i in index.tolist()] if self.texts else []
-        return replace(self, columns=picked, texts=texts)
+        return replace(self, columns=picked, texts=texts, media={n: m[index] for n, m in self.media.items()})
 
     @staticmethod
     def concat(parts: Sequence[Rollouts]) -> Rollouts:
@@ -112,8 +160,9 @@ class Rollouts:
                 width = max(p[name].shape[-1] for p in parts)
                 out[name] = torch.cat([_widen(name, p[name], width) for p in parts])
         return Rollouts(
-            [q for p in parts for q in p.prompts], out, parts[0].sampling, [t for p in parts for t in p.texts]
-        )
+            [q for p in parts for q in p.prompts], out, parts[0].sampling, [t for p in parts for t in p.texts],
+            {name: torch.cat([p.media[name] for p in parts]) for name in parts[0].media},
+        )  # fmt: skip
 
 
 def _has_t(name: str, tensor: Tensor) -> bool:

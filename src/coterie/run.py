@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -18,7 +19,11 @@ from coterie.hardware import reuse_freed_memory
 from coterie.history import History
 from coterie.optim.master import MasterWeights, optimize
 from coterie.pieces import BoundPiece
+from coterie.policies import kinds
+from coterie.policies.base import Policy
 from coterie.policies.causal_lm import CausalLM
+from coterie.policies.flow.policy import FlowPolicy
+from coterie.policies.flow.spec import FlowShape, FlowSpec
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.reference import Reference
 from coterie.policies.tiny import CHARACTERS, TinySpec
@@ -41,7 +46,7 @@ class Run:
 
     recipe: Recipe
     task: Task
-    policy: CausalLM
+    policy: Policy
     rewards: RewardRunner
     optimizer: torch.optim.Optimizer | MasterWeights
     curriculum: BoundPiece
@@ -75,10 +80,15 @@ class Run:
 
     def table(self, rollouts: Rollouts, step: int) -> dict[str, Any]:
         """The columns a piece may read at this point."""
-        out: dict[str, Any] = {**rollouts.columns, "step": step, "budget": self.settings.rollout.max_tokens}
+        out: dict[str, Any] = {**rollouts.columns, "step": step, "budget": self.budget}
         out["reward_weights"] = self.reward_weights
         out.setdefault("weights", torch.ones_like(rollouts["logp_old"][:, 0]))
         return out
+
+    @property
+    def budget(self) -> int:
+        """The most decisions that a rollout may take."""
+        return self.settings.rollout.max_tokens if self.task.latent is None else self.settings.denoise.steps
 
     def prompt(self, index: int) -> Prompt:
         """Prompt `index` of the training set, encoded once while it is among the last ones asked for."""
@@ -96,7 +106,7 @@ class Run:
         return self._reference
 
     def needs_reference(self) -> bool:
-        return bool(wiring.wanted(self.recipe, "reference"))
+        return wiring.reads_reference(self.recipe)
 
     def stateful(self) -> dict[str, BoundPiece]:
         """Pieces with memory, by slot and slug."""
@@ -136,16 +146,17 @@ class Run:
 
     def _unpack(self, packed: dict[str, Any]) -> Rollouts:
         prompts = [Prompt(tuple(t), self.task.train[i], i) for t, i in packed["prompts"]]
-        return Rollouts(prompts, packed["columns"], Sampling(**packed["sampling"]), packed["texts"])
+        texts = [t.numpy() if isinstance(t, torch.Tensor) else t for t in packed["texts"]]
+        return Rollouts(prompts, packed["columns"], Sampling.of(packed["sampling"]), texts, packed["media"])
 
 
 def _pack(rollouts: Rollouts) -> dict[str, Any]:
-    s = rollouts.sampling
     return {
         "prompts": [[list(p.tokens), p.index] for p in rollouts.prompts],
         "columns": rollouts.columns,
-        "sampling": {**s.__dict__, "stop": list(s.stop)},
-        "texts": rollouts.texts,
+        "sampling": rollouts.sampling.plain(),
+        "texts": [torch.as_tensor(t) if isinstance(t, np.ndarray) else t for t in rollouts.texts],
+        "media": rollouts.media,
     }
 
 
@@ -168,6 +179,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
     """Load what the recipe names, from the hub, disk or a checkpoint. Fails before loading where it can."""
     task = build_task(recipe)
     process = process_of(task, recipe.process, recipe.settings.rewards)
+    kinds.check(recipe, task)
     wiring.check(recipe, has_verifier=task.verify is not None, has_process=process is not None)
     contest = contest_of(recipe.judge, recipe.single.get("rewards.pairwise.scheme"), recipe.settings)
     judge = None if contest is None else contest.judge
@@ -179,7 +191,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
             raise RecipeError(
                 f"a reward and the process function are both named {process.name}", hint="give one a 'name'"
             )
-    policy = CausalLM.load(model_spec(recipe, task, checkpoint))
+    policy = load_policy(recipe, task, checkpoint)
     optimizer = optimize(policy.trainable_parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
     columns = wiring.wanted(recipe, "policy", "objective") | {"logp"}
     run = Run(
@@ -210,15 +222,30 @@ def optimizer_at(recipe: Recipe, parameters: Sequence[torch.Tensor], step: int) 
         raise RecipeError(str(error), where=f"optimizer={recipe.single['optimizer'].name}, step {step}") from None
 
 
+def load_policy(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Policy:
+    """The policy that the recipe names, of the kind that the task asks for."""
+    if task.latent is None:
+        return CausalLM.load(model_spec(recipe, task, checkpoint))
+    return FlowPolicy.load(flow_spec(recipe, checkpoint), task.latent.shape, task.latent.classes)
+
+
+def flow_spec(recipe: Recipe, checkpoint: Path | None = None) -> FlowSpec:
+    """The flow model as the recipe names it."""
+    tree = _model_tree(recipe, "--model FOLDER, or model='{flow: {layers: 3}}' for a small one")
+    if "flow" in tree:
+        tree["flow"] = tree["flow"] or {}
+    if checkpoint is not None:
+        tree.pop("flow", None)
+        tree["name"] = str(checkpoint / "policy")
+    try:
+        return FlowSpec.model_validate(tree)
+    except ValidationError as error:
+        raise _model_error(error, FlowShape.model_fields, FlowSpec.model_fields) from None
+
+
 def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> ModelSpec:
     """The model as the recipe names it; a tiny one made here takes its characters from the task."""
-    written = recipe.settings.model
-    if written is None:
-        raise RecipeError(
-            "no model is named", hint="--model PATH_OR_HUB_ID, or model='{init: {layers: 2}}' for a tiny one"
-        )
-    tree: dict[str, Any] = {"name": written} if isinstance(written, str) else dict(written)
-    tree.setdefault("seed", stream(recipe.settings.seed, "model"))
+    tree = _model_tree(recipe, "--model PATH_OR_HUB_ID, or model='{init: {layers: 2}}' for a tiny one")
     if "init" in tree and isinstance(tree["init"], Mapping | None):
         tree["init"] = {"vocabulary": task.vocabulary or _characters(task), **(tree["init"] or {})}
     if checkpoint is not None and not tree.get("lora"):
@@ -227,20 +254,28 @@ def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Mo
     try:
         return ModelSpec.model_validate(tree)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(["model", *map(str, problem["loc"])])
-        known = (
-            LoraSpec.model_fields
-            if "lora" in key
-            else TinySpec.model_fields
-            if "init" in key
-            else ModelSpec.model_fields
-        )
-        unknown = problem["type"] == "extra_forbidden"
-        raise RecipeError(
-            f"unknown key '{key}'" if unknown else f"{key}: {problem['msg'].lower()}",
-            hint=did_you_mean(str(problem["loc"][-1]), known) if unknown else None,
-        ) from None
+        inner = LoraSpec.model_fields if "lora" in error.errors()[0]["loc"] else TinySpec.model_fields
+        raise _model_error(error, inner, ModelSpec.model_fields) from None
+
+
+def _model_tree(recipe: Recipe, hint: str) -> dict[str, Any]:
+    written = recipe.settings.model
+    if written is None:
+        raise RecipeError("no model is named", hint=hint)
+    tree: dict[str, Any] = {"name": written} if isinstance(written, str) else dict(written)
+    tree.setdefault("seed", stream(recipe.settings.seed, "model"))
+    return tree
+
+
+def _model_error(error: ValidationError, inner: Iterable[str], outer: Iterable[str]) -> RecipeError:
+    """The first thing wrong, by its key; `inner` are the settings of a mapping inside the model's."""
+    problem = error.errors()[0]
+    key = ".".join(["model", *map(str, problem["loc"])])
+    unknown = problem["type"] == "extra_forbidden"
+    return RecipeError(
+        f"unknown key '{key}'" if unknown else f"{key}: {problem['msg'].lower()}",
+        hint=did_you_mean(str(problem["loc"][-1]), inner if len(problem["loc"]) > 1 else outer) if unknown else None,
+    )
 
 
 def _characters(task: Task) -> str:

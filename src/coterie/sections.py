@@ -30,6 +30,19 @@ class Rollout(Section):
     stop: list[str] = Field(default_factory=list, description="strings that end a completion")
 
 
+class Denoise(Section):
+    """Of policies that denoise; language models take none of these."""
+
+    steps: PositiveInt = Field(10, description="denoising steps of a training rollout, each a decision")
+    eval_steps: PositiveInt | None = Field(None, description="steps of held-out samples, by the ODE; default: as many")
+    shift: float = Field(1.0, gt=0, description="above 1 more steps are taken at high noise (SD3 and FLUX use 3)")
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
+    shared_noise: bool = Field(False, description="rollouts of a group start from the same noise")
+    logp: Literal["mean", "sum", "unscaled"] = Field(
+        "mean", description="a step's log-prob: its numbers' log-densities averaged or summed, or -mean (x' - mean)^2"
+    )
+
+
 class Rewards(Section):
     weights: dict[str, float] = Field(default_factory=dict, description="weight of each component, by name")
     timeout: float | None = Field(None, gt=0, description="seconds a user's reward function may take a call")
@@ -89,6 +102,7 @@ class Settings(Section):
     threads: PositiveInt | None = Field(None, description="CPU threads of torch; tiny models are fastest with 1")
     draw: Draw = Field(default_factory=Draw)
     rollout: Rollout = Field(default_factory=Rollout)
+    denoise: Denoise = Field(default_factory=Denoise)
     rewards: Rewards = Field(default_factory=Rewards)
     update: Update = Field(default_factory=Update)
     reference: Reference = Field(default_factory=Reference)
@@ -114,7 +128,8 @@ class Settings(Section):
 
 PIECE_KEYS = {
     "task": {}, "optimizer": {}, "model": {}, "method": {},
-    "draw": ["curriculum"], "rollout": ["strategy"], "rewards": ["shaping", "functions", "process", "pairwise"],
+    "draw": ["curriculum"], "rollout": ["strategy", "sampler"],
+    "rewards": ["shaping", "functions", "process", "pairwise"],
     "credit": ["baseline", "modifiers"], "selection": ["filters", "weights"],
     "objective": ["ratio", "trust_region", "loss", "aggregation", "terms"],
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,7 +162,8 @@ def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector:
     """The micro-batch's share of the loss; shares add up to the loss of the update exactly."""
     single, mask = run.recipe.single, coefficients != 0
     table = run.table(micro, step)
-    table |= run.policy.score(micro, run.score_columns)
+    scored = micro.with_columns(mask=mask) if run.policy.independent else micro
+    table |= run.policy.score(scored, run.score_columns)
     table["mask"] = mask  # one loss mask: a dropped decision is in no ratio, surrogate or term
     with collect(collector, mask):
         if "objective.loss" in single:
@@ -234,6 +236,9 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
         with clock.phase("reference"), torch.no_grad():
             drift = run.history.drift(rollouts, lambda past: _score_live(run, past, {"logp"})["logp"])
         rollouts = rollouts.with_columns(drift=drift)
+    if "kl_ref" in wanted(run.recipe, "policy", slots) and "mean_ref" not in rollouts.media:
+        with clock.phase("reference"):
+            rollouts = _with_reference_means(run, rollouts)
     missing = {c for c in wanted(run.recipe, "reference", slots) if c not in rollouts}
     if slots != "objective":
         missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
@@ -243,6 +248,14 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
         return rollouts
     with clock.phase("reference"), torch.no_grad():
         return rollouts.with_columns(**_score_live(run, rollouts, missing))
+
+
+def _with_reference_means(run: Run, rollouts: Rollouts) -> Rollouts:
+    """The rollouts with the reference's mean of every decision beside their states."""
+    means = torch.zeros_like(rollouts.media["states"][:, 1:])
+    for rows in microbatches(rollouts, run.settings.update.tokens_per_microbatch):
+        means[rows] = run.reference().means(rollouts.rows(rows))
+    return replace(rollouts, media={**rollouts.media, "mean_ref": means})
 
 
 def _score_live(run: Run, rollouts: Rollouts, columns: set[str]) -> dict[str, Tensor]:

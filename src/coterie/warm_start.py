@@ -53,7 +53,7 @@ def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
         rows = [run.task.train[int(i)] for i in rng.integers(len(run.task.train), size=batch)]
         prompts = [run.policy.encode(r["prompt"]) for r in rows]
         completions = [run.policy.encode_completion(reference(r)) for r in rows]
-        loss = run.policy.sft_loss(prompts, completions)
+        loss = run.policy.sft_loss(prompts, completions, stream(run.settings.seed, "sft-noise", number))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.policy.trainable_parameters(), 1.0)

@@ -192,6 +192,11 @@ def whitens(bound: BoundPiece) -> bool:
     return always or bound.settings.get("scale") in ("std", "batch_std", "mad")
 
 
+def reads_reference(recipe: Recipe) -> bool:
+    """Whether some piece needs the reference policy: a column of it, or one that is measured against it."""
+    return bool(wanted(recipe, "reference")) or "kl_ref" in wanted(recipe, "policy")
+
+
 def wanted(recipe: Recipe, provider: str, *slots: str) -> set[str]:
     """Columns of a provider that pieces in these slots (prefixes; none means all) require."""
     return {

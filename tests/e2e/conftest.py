@@ -16,6 +16,11 @@ TINY = [
     "evaluation.prompts=8", "optimizer.lr=1e-3", "log.rollouts_every=1", "checkpoint.every=2",
 ]  # fmt: skip
 
+DENOISES = [
+    "task=ring", "model={flow: {layers: 1, width: 8, heads: 2}}", "rollout.max_tokens=64", "denoise.steps=4",
+]  # fmt: skip
+"""A policy that denoises, in place of TINY's model and task."""
+
 
 @dataclass
 class Answer:

@@ -19,7 +19,7 @@ from coterie.policies.causal_lm import CausalLM
 from coterie.policies.reference import Reference
 from coterie.recipe import resolve
 from coterie.run import build
-from tests.e2e.conftest import TINY
+from tests.e2e.conftest import DENOISES, TINY
 
 
 def functions(*named: str) -> str:
@@ -31,6 +31,7 @@ def functions(*named: str) -> str:
 REWARDS = Path(__file__).with_name("rewards.py")
 JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise_judge.py'}:closer"
 EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
+DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard")
 # What a method asks for beyond a task and a reward to show a signal: slug -> overrides.
 NEEDS: dict[str, list[str]] = {
     "dapo": ["selection.filters.dynamic_sampling.metric=rewards"],
@@ -56,6 +57,7 @@ NEEDS: dict[str, list[str]] = {
     "arena-rl": [JUDGE],
     "brpo": [JUDGE],
     "grpo-s": [functions("positions", "hardness=0")],
+    **dict.fromkeys(DENOISING, DENOISES),
     "urpa": [functions("positions", "start=0", "end=0"), "credit.modifiers.interval_confidence.width=4"],
 }
 
@@ -79,7 +81,7 @@ def test_it_trains(slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, float)), row
     before, after = weights_at(result.path, 0), weights_at(result.path, 2)
     assert any(not torch.equal(before[k], after[k]) for k in before)
-    asks = any("logp_ref" in bound.piece.required for _, bound in recipe.all_bound())
+    asks = any({"logp_ref", "kl_ref"} & {*bound.piece.required} for _, bound in recipe.all_bound())
     assert len(made) == int(asks)
 
 

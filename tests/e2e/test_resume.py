@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.e2e.conftest import TINY
+from tests.e2e.conftest import DENOISES, TINY
 
 PLAIN = ["steps=8", "checkpoint.every=2", "evaluation.every=3"]
 FULL = [  # every kind of state there is: buffers, reference, several optimizer steps, refills, a schedule
@@ -24,7 +24,11 @@ FULL = [  # every kind of state there is: buffers, reference, several optimizer 
     "optimizer.lr={from: 0, to: 1e-3, over: 5}", "warm_start.steps=3", "--method", "dapo+kl",
 ]  # fmt: skip
 LORA = [*PLAIN, "model.lora.r=4"]
-CASES = {"plain": PLAIN, "full": FULL, "lora": LORA}
+FLOW = [  # states of samples in batches that wait, a reference, guidance, a schedule of the noise
+    *PLAIN, *DENOISES, "warm_start.steps=3", "update.epochs=2", "update.minibatches=2", "update.staleness=1",
+    "denoise.guidance=1.5", "--method", "flow-grpo", "rollout.sampler.flow_sde.noise={from: 0.9, to: 0.5, over: 6}",
+]  # fmt: skip
+CASES = {"plain": PLAIN, "full": FULL, "lora": LORA, "flow": FLOW}
 
 
 def start(*args: str) -> subprocess.Popen[str]:

@@ -182,6 +182,7 @@ def plan(
 
 @app.command()
 def demo(
+    which: Annotated[str, typer.Argument(help="sort: a language model. flow: a model that draws digits.")] = "sort",
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     quiet: Quiet = False,
@@ -189,7 +190,7 @@ def demo(
     """Train a tiny model from scratch on this machine: warm start, GRPO, curves, report; minutes on two cores."""
     from coterie.cli.demo import run_demo
 
-    run_demo(out, seed, quiet)
+    run_demo(which, out, seed, quiet)
 
 
 @app.command()

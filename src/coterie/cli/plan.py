@@ -6,6 +6,7 @@ from typing import Any
 
 from coterie import wiring
 from coterie.cli.output import console, print_json, table
+from coterie.policies import kinds
 from coterie.recipe import Recipe
 from coterie.rewards.pairwise.contest import contest_of
 from coterie.rewards.process import process_of
@@ -16,6 +17,7 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     """Pieces, columns with providers and consumers, and every derived number."""
     task = build_task(recipe)
     process = process_of(task, recipe.process, recipe.settings.rewards)
+    kinds.check(recipe, task)
     wiring.check(recipe, has_verifier=task.verify is not None, has_process=process is not None)
     columns, numbers = wiring.uses(recipe), derived(recipe, len(task.train), len(task.held_out))
     contest = contest_of(recipe.judge, recipe.single.get("rewards.pairwise.scheme"), recipe.settings)
@@ -68,7 +70,7 @@ def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
         "micro-batch": f"at most {s.update.tokens_per_microbatch} prompt and completion tokens",
         "epochs over the task": f"{s.steps * s.draw.prompts / max(train, 1):.3g} of {train} prompts",
         "held-out problems": held_out,
-        "reference policy": f"{s.reference.update}" if wiring.wanted(recipe, "reference") else "not loaded",
+        "reference policy": f"{s.reference.update}" if wiring.reads_reference(recipe) else "not loaded",
         "evaluations": 2 + (s.steps - 1) // s.evaluation.every if s.evaluation.every else 2,
     }
 

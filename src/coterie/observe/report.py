@@ -12,6 +12,7 @@ from typing import Any
 from coterie.observe import rollout_store
 from coterie.observe.files import replacing
 from coterie.observe.metrics import MetricsLog
+from coterie.observe.pictures import URI
 from coterie.observe.progress import clock_text
 from coterie.observe.rollout_page import STYLE as ROLLOUT_STYLE
 from coterie.observe.rollout_page import rollouts_section
@@ -31,6 +32,7 @@ def write(run_dir: Path) -> Path:
         f"<h1>{escape(title)}</h1>",
         _summary(run, rows, made),
         _curves(run.curves),
+        _samples(run.samples),
         _evaluations(rows),
         rollouts_section([(step, rollout_store.read(path)) for step, path in _recorded(run)]),
         _section("Recipe", f"<pre>{escape(recipe)}</pre>"),
@@ -95,6 +97,21 @@ def _curves(path: Path) -> str:
         return ""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return f'<img class=curves alt="curves of the run" src="data:image/png;base64,{data}">'
+
+
+def _samples(folder: Path) -> str:
+    """What the policy drew before the first step and after the last, where samples are pictures."""
+    files = sorted(folder.glob("step-*.png"))
+    shown = [
+        f"<figure>{_image(file)}<figcaption>step {int(file.stem.removeprefix('step-'))}</figcaption></figure>"
+        for file in dict.fromkeys([*files[:1], *files[-1:]])
+    ]
+    hint = "<p class=hint>The same prompts and the same noise, before and after. Red: not what was asked for.</p>"
+    return _section("Samples", f"{hint}<div class=samples>{''.join(shown)}</div>") if shown else ""
+
+
+def _image(file: Path) -> str:
+    return f'<img src="{URI}{base64.b64encode(file.read_bytes()).decode("ascii")}" alt="samples of {file.stem}">'
 
 
 def _evaluations(rows: Rows) -> str:
@@ -178,6 +195,8 @@ pre { margin: 0; padding: .9rem 1rem; overflow-x: auto; background: var(--soft);
   border-radius: 8px; font: 13px/1.45 ui-monospace, monospace }
 small { color: var(--faint) }
 .wide { overflow-x: auto }
+.samples { display: flex; flex-wrap: wrap; gap: 1rem } .samples img { max-width: 100%; border-radius: 6px }
+figure { margin: 0 } figcaption { color: var(--faint); font-size: .85rem; text-align: center }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { color: var(--faint); font-weight: 500 }

@@ -7,12 +7,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 from coterie.checkpoint import CheckpointStore
 from coterie.clock import Clock
-from coterie.observe import curves, report, rollout_store, writers
+from coterie.observe import curves, pictures, report, rollout_store, samples, writers
 from coterie.observe.metrics import MetricsLog
 from coterie.observe.progress import Progress
 from coterie.observe.run_dir import RunDir
@@ -55,13 +56,14 @@ class Reporter:
         every = self.rollouts_every
         if shown is not None and every and (run.step == 1 or run.step % every == 0 or run.step == run.settings.steps):
             prompts = [run.policy.decode(p.tokens) for p in shown.prompts]
-            pieces = [
-                run.policy.token_texts(t[m].tolist())
-                for t, m in zip(shown["tokens"].cpu(), shown["mask"].cpu(), strict=True)
-            ]
+            if run.task.latent is not None:
+                shown = replace(shown, texts=[pictures.view(sample, run.task.latent) for sample in shown.texts])
+            pieces = run.policy.decision_texts(shown)
             rollout_store.write(self.directory.rollout_file(run.step), shown, prompts, token_texts=pieces)
 
     def checkpoint(self, run: Run) -> None:
+        if run.task.latent is not None:
+            samples.draw(run, self.directory.samples / f"step-{run.step:06d}.png")
         self.checkpoints.save(run.step, run.save)
 
     @contextmanager

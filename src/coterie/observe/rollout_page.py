@@ -8,6 +8,8 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from coterie.observe.pictures import URI
+
 GROUPS, SAMPLES, CHARACTERS = 3, 8, 4000
 """Prompts a step, completions a prompt, and characters a completion that are shown."""
 
@@ -54,6 +56,8 @@ def _completion(row: Row) -> str:
     pieces, logps = row.get("pieces"), row.get("logp_old")
     if not pieces or not logps or len(pieces) != len(logps):
         text = row.get("completion") or ""
+        if text.startswith(URI):
+            return f'<img class=sample src="{escape(text)}" alt="sample">'
         return escape(text[:CHARACTERS]) + ("…" if len(text) > CHARACTERS else "") or "<i>(empty)</i>"
     out, used = [], 0
     for piece, logp in zip(pieces, logps, strict=True):
@@ -83,4 +87,5 @@ details { margin: .8rem 0 } summary { cursor: pointer; font-weight: 600 }
 .text { font: 13px/1.55 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 20rem;
   overflow-y: auto }
 .text span { border-radius: 3px }
+.sample { width: 96px; image-rendering: pixelated; border-radius: 4px }
 """

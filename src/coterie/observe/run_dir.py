@@ -38,6 +38,7 @@ class RunDir:
         self.metrics = self.path / "metrics.jsonl"
         self.rollouts = self.path / "rollouts"
         self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
         self.curves = self.path / "curves.png"
         self.report = self.path / "report.html"
         self.lock = self.path / ".lock"

@@ -20,6 +20,7 @@ from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear
 from coterie.policies.packing import Twins, pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
+from coterie.policies.state import copy_state, trainable
 from coterie.reductions import group_sum
 from coterie.rollout.engines.base import Generation, Progress, Request, Until
 from coterie.rollout.engines.local import LocalEngine, evaluating
@@ -33,6 +34,17 @@ class CausalLM:
     `version` counts updates of the weights; the loop bumps it, and every sampled token carries it. Sampling and RL
     scoring run in eval mode: with dropout on, the ratio of a policy to itself would not be 1.
     """
+
+    decisions = "tokens"
+    lacks = {
+        "step_std": "tokens are drawn without Gaussian noise",
+        "step_size": "tokens have no noise level",
+        "kl_ref": "the term kl estimates it for tokens",
+        "mean_gap": "tokens have no mean",
+    }
+    """Columns that it does not have, each with the reason."""
+    independent = False
+    """Whether the score of a decision does not need the others' of its rollout."""
 
     def __init__(self, model: Any, tokenizer: Any, spec: ModelSpec) -> None:
         self.model, self.tokenizer, self.spec = model, tokenizer, spec
@@ -85,6 +97,11 @@ class CausalLM:
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Each token's own text, for people to look at."""
         return self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+
+    def decision_texts(self, rollouts: Rollouts) -> list[list[str]]:
+        """The text of each token that was chosen."""
+        rows = zip(rollouts["tokens"].cpu(), rollouts["mask"].cpu(), strict=True)
+        return [self.token_texts(tokens[mask].tolist()) for tokens, mask in rows]
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """Text of a completion, without special tokens and cut before a stop string."""
@@ -176,11 +193,17 @@ class CausalLM:
                 )
             return found | self._compare(rollouts, compared) if compared else found
 
-    def sft_loss(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
+    def sft_loss(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], seed: int | None = None
+    ) -> Tensor:
         """Mean cross-entropy (nats) over completion tokens, EOS appended to each completion: a scalar with gradient.
 
-        Prompts carry no loss. Dropout acts, where the model has any.
+        Prompts carry no loss. Dropout acts, where the model has any, by `seed` where one is given.
         """
+        if seed is not None:
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                return self.sft_loss(prompts, completions)
         eos = self.tokenizer.eos_token_id
         rows = [[*c] if eos is None or tuple(c[-1:]) == (eos,) else [*c, eos] for c in completions]
         width = max(map(len, rows))
@@ -311,21 +334,11 @@ class CausalLM:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The trainable parameters by name, tied ones once; not copied."""
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return trainable(self.model)
 
-    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy `state` into the trainable parameters. Raises PolicyError unless names and shapes agree exactly."""
-        own = self.state_dict()
-        wrong = sorted(own.keys() ^ state.keys()) or sorted(n for n in own if own[n].shape != state[n].shape)
-        if wrong:
-            raise PolicyError(
-                f"the saved weights do not fit this model: {len(wrong)} differ, first {wrong[0]}",
-                where="load_state_dict",
-                hint="load them with the model (and LoRA settings) they were saved from",
-            )
-        for name, p in own.items():
-            p.copy_(state[name])
+        copy_state(self.state_dict(), state)
 
     def save(self, folder: str | Path, *, merge: bool = False) -> None:
         """Write model, tokenizer and generation config in Hugging Face format.

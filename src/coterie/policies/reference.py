@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from coterie.policies.causal_lm import CausalLM
+from coterie.policies.base import Gaussian, Policy
 from coterie.rollouts import Rollouts
 
 Update = Literal["frozen", "ema", "periodic"]
@@ -24,7 +24,7 @@ class Reference:
     for fresh adapters under `frozen` there is none: the base with its adapters off is the reference.
     """
 
-    def __init__(self, policy: CausalLM, update: Update = "frozen", decay: float = 0.99, every: int = 50) -> None:
+    def __init__(self, policy: Policy, update: Update = "frozen", decay: float = 0.99, every: int = 50) -> None:
         self.policy, self.update, self.decay, self.every = policy, update, decay, every
         bare = update == "frozen" and policy.has_adapters and _adapters_are_zero(policy)
         self._weights = None if bare else {n: p.clone() for n, p in policy.state_dict().items()}
@@ -34,6 +34,12 @@ class Reference:
         """{"logp_ref": [B,T]} under the sampling spec of the rollouts, 0 where masked."""
         with self._in_place():
             return {"logp_ref": self.policy.score(rollouts, {"logp"})["logp"]}
+
+    @torch.no_grad()
+    def means(self, rollouts: Rollouts) -> Tensor:
+        """Means of Gaussian decisions, for `kl_ref`. [B,T,...]"""
+        with self._in_place():
+            return cast(Gaussian, self.policy).means(rollouts)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -73,7 +79,7 @@ class Reference:
                 p.data, self._weights[name] = self._weights[name], p.data
 
 
-def _adapters_are_zero(policy: CausalLM) -> bool:
+def _adapters_are_zero(policy: Policy) -> bool:
     """Whether the adapters still do nothing: LoRA starts with B = 0."""
     ups = [p for name, p in policy.state_dict().items() if "lora_B" in name]
     return bool(ups) and all(not p.any() for p in ups)

@@ -83,7 +83,8 @@ class RewardRunner:
             if function.per_sample:
                 for i, completion in enumerate(completions):
                     asked, answer = begun.get((function.name, i), (None, None))
-                    grade.one(i, answer if asked == completion else self._attempt(function, batch.part(i)))
+                    known = asked is not None and asked == completion
+                    grade.one(i, answer if known else self._attempt(function, batch.part(i)))
             else:
                 answer = answers[function.name] if function.name in answers else self._attempt(function, batch)
                 self._spread(grade, answer)

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from coterie.errors import RecipeError
 from coterie.rewards.functions import WeightedReward
 from coterie.tasks.split import Row
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What a sample is where it is no text: an array of `shape`, asked for by one of `classes`."""
+
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    low: float = -1.0
+    high: float = 1.0
+    """The values that are drawn black and white, where samples are pictures."""
 
 
 @dataclass
@@ -22,16 +34,18 @@ class Task:
     name: str
     train: Sequence[Row]
     held_out: Sequence[Row]
-    verify: Callable[[str, Row], bool] | None = None
+    verify: Callable[[Any, Row], bool] | None = None
     rewards: list[WeightedReward] = field(default_factory=list)
     verdict: str | None = None
-    reference: Callable[[Row], str] | None = None
-    corrupt: Callable[[Row, int], str] | None = None
+    reference: Callable[[Row], Any] | None = None
+    corrupt: Callable[[Row, int], Any] | None = None
     answer: Callable[[str], str] | None = None
     """The final answer in a completion, by which majority votes are counted; by default the whole text."""
     process: WeightedReward | None = None
     """Scores each step of a completion, for methods that ask for that."""
     vocabulary: str | None = None
+    latent: Latent | None = None
+    """Where samples are arrays that a policy denoises: then completions are arrays, and a prompt is a class."""
     notes: list[str] = field(default_factory=list)
     """What happened to the data on the way in, for example rows dropped because they were held out too."""
 

@@ -38,7 +38,7 @@ class _Row:
         return Request((*prompt.tokens, *self.tokens), (seed,), spec)
 
 
-@strategy(paper="arXiv:2509.18521")
+@strategy(paper="arXiv:2509.18521", decisions="tokens")
 class partial:
     """Start `over` times the groups a step needs and return as soon as enough have ended, those begun first in front.
 

@@ -13,7 +13,7 @@ from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.streams import stream
 
 
-@strategy(paper="arXiv:2505.23564", writes="parent branch")
+@strategy(paper="arXiv:2505.23564", writes="parent branch", decisions="tokens")
 def segment_probes(
     policy: Any,
     prompts: list[Prompt],

@@ -24,7 +24,7 @@ class _Node:
     begins: list[int] = field(default_factory=list)
 
 
-@strategy(paper="arXiv:2505.23564", writes="parent branch turn state_key")
+@strategy(paper="arXiv:2505.23564", writes="parent branch turn state_key", decisions="tokens")
 def segment_tree(
     policy: Any,
     prompts: list[Prompt],

@@ -16,7 +16,7 @@ from coterie.streams import stream
 CUE = "\nTime is up. I stop thinking and answer.\n</think>\n\n"
 
 
-@strategy(paper="arXiv:2505.07686", writes="parent branch", min_group=2)
+@strategy(paper="arXiv:2505.07686", writes="parent branch", min_group=2, decisions="tokens")
 def serial_exit(
     policy: Any,
     prompts: list[Prompt],

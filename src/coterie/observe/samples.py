@@ -1,0 +1,73 @@
+"""What a policy draws for each class from noise that stays the same: the picture to look at before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coterie.evaluator import complete, verdicts
+from coterie.observe.curves import COLOURS, GRID
+from coterie.observe.files import replacing
+from coterie.rollouts import Rollouts
+from coterie.sampling import held_out
+from coterie.tasks.base import Latent
+
+if TYPE_CHECKING:
+    from coterie.run import Run
+
+EACH, SHOWN = 8, 12
+"""Samples a class, and classes shown."""
+WRONG = "#c92a2a"
+
+
+def draw(run: Run, path: Path) -> None:
+    """Write samples of each class, as an evaluation draws them: pictures in a grid, points of the plane as a plot."""
+    latent = run.task.latent
+    assert latent is not None
+    by_class = {row["prompt"]: row for row in (run.task.held_out[i] for i in range(len(run.task.held_out)))}
+    rows = [by_class[name] for name in latent.classes if name in by_class][:SHOWN]
+    made = complete(run.policy, rows, held_out(run.settings, run.task), EACH, run.settings.seed, "picture")
+    right = verdicts(run.task, made).tolist() if run.task.verify is not None else [True] * len(made)
+    figure = _grid(made, right, latent) if len(latent.shape) == 2 else _plot(made, latent)
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path, "the samples") as temporary:
+        figure.savefig(temporary, dpi=90, format="png", metadata={"Software": None})
+
+
+def _grid(made: Rollouts, right: list[bool], latent: Latent) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(made) // EACH
+    figure = Figure(figsize=(0.55 * count, 0.55 * EACH))
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.99, 0.12, 0.12)
+    for i, (sample, fine) in enumerate(zip(made.texts, right, strict=True)):
+        axes = figure.add_subplot(EACH, count, i % EACH * count + i // EACH + 1)
+        axes.imshow(np.asarray(sample), cmap="gray_r", vmin=latent.low, vmax=latent.high)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for side in axes.spines.values():
+            side.set_color(GRID if fine else WRONG)
+            side.set_linewidth(1.0 if fine else 2.0)
+    return figure
+
+
+def _plot(made: Rollouts, latent: Latent) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = np.stack([np.asarray(t).ravel() for t in made.texts])
+    points = np.concatenate([points, np.zeros_like(points)], 1)[:, :2]
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    groups = made["groups"].cpu().numpy()
+    axes.scatter(points[:, 0], points[:, 1], c=[COLOURS[g % len(COLOURS)] for g in groups], s=14)
+    axes.set_aspect("equal")
+    axes.set_xlim(-2, 2)
+    axes.set_ylim(-2, 2)
+    axes.grid(color=GRID)
+    return figure

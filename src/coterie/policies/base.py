@@ -1,0 +1,82 @@
+"""What the loop asks of a policy, whatever its decisions are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from coterie.rollouts import Prompt, Rollouts, Sampling
+
+
+class Policy(Protocol):
+    """Takes decisions, scores them, saves and loads. Everything it returns is on `device`."""
+
+    version: int
+    """Counts updates of the weights; the loop bumps it, and every decision carries it."""
+    model: Any
+    """The module that the optimizer moves, with `named_parameters`."""
+    decisions: str
+    """What they are: "tokens" or "denoising steps"."""
+    lacks: dict[str, str]
+    """Columns that it does not have, each with the reason: a recipe that reads one is refused."""
+    independent: bool
+    """Whether the score of a decision does not need the others' of its rollout."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def has_adapters(self) -> bool: ...
+
+    @property
+    def shares_prefix(self) -> bool: ...
+
+    @property
+    def tolerance(self) -> float:
+        """The most by which a captured log-prob may differ from a recomputed one by rounding alone."""
+
+    def encode(self, prompt: Any) -> tuple[int, ...]: ...
+
+    def encode_completion(self, text: Any) -> Any:
+        """A supervised example, as `sft_loss` takes it."""
+
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Text of a prompt (or of a completion, where that is tokens)."""
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        entropy: bool = False,
+        ended: Callable[[int, Any], None] | None = None,
+    ) -> Rollouts: ...
+
+    def score(self, rollouts: Rollouts, want: Collection[str] = ("logp",)) -> dict[str, Tensor]: ...
+
+    def decision_texts(self, rollouts: Rollouts) -> list[list[str]] | None:
+        """The text of each decision, for people to look at; None where decisions have none."""
+
+    def sft_loss(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Any], seed: int | None = None
+    ) -> Tensor: ...
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+    def save(self, folder: str | Path, *, merge: bool = False) -> None: ...
+
+
+class Gaussian(Policy, Protocol):
+    """A policy whose decisions are Gaussian: one that has the columns `kl_ref` and `mean_gap`."""
+
+    def means(self, rollouts: Rollouts) -> Tensor:
+        """Mean of each decision, 0 elsewhere. [B,T,...]"""

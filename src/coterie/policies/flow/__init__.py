@@ -1,0 +1,1 @@
+"""Policies whose decisions are denoising steps: flow-matching models, sampled with noise."""

@@ -1,0 +1,342 @@
+"""The flow policy: samples by denoising, each step that draws noise a decision with an exact Gaussian density."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie.errors import PolicyError, did_you_mean
+from coterie.policies.flow import steps
+from coterie.policies.flow.model import CONFIG, TYPE, FlowTransformer
+from coterie.policies.flow.spec import FlowSpec
+from coterie.policies.state import copy_state, trainable
+from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
+
+PROVIDES = ("logp", "kl_ref", "mean_gap")
+
+
+@dataclass
+class Stretch:
+    """A stretch of denoising of N samples, n steps."""
+
+    states: Tensor
+    """[N,n+1,*shape]"""
+    logp: Tensor
+    """[N,n], 0 where the step drew no noise"""
+    std: Tensor
+    """[N,n], 0 where the step drew no noise"""
+    means: Tensor
+    """[N,n,*shape]"""
+
+
+class FlowPolicy:
+    """A policy whose decisions are the denoising steps that draw noise.
+
+    `model` predicts the velocity n - x0; it is called with a sample, a noise level and a condition. `version` counts
+    updates of the weights. Sampling and scoring run the same arithmetic in float32 (float64 for a float64 model).
+    """
+
+    decisions = "denoising steps"
+    lacks = {
+        "tokens": "denoising steps have no token ids",
+        "answer_mask": "no denoising step spells an answer",
+        "answers": "samples are no texts whose answers could be compared",
+        "entropy": "the noise of a step is fixed, so its entropy has no gradient",
+        "spread": "it compares distributions over tokens",
+        "influence": "it is worked out at the output layer of a language model",
+    }
+    """Columns that it does not have, each with the reason."""
+    independent = True
+    """Whether the score of a decision does not need the others' of its rollout."""
+    shares_prefix = False
+    has_adapters = False
+
+    def __init__(self, model: FlowTransformer, spec: FlowSpec) -> None:
+        self.model, self.spec = model.eval(), spec
+        self.version = 0
+
+    @classmethod
+    def load(cls, spec: FlowSpec, shape: Sequence[int] = (), classes: Sequence[str] = ()) -> FlowPolicy:
+        """Build a model for samples of `shape` that knows `classes`, or load the folder that the spec names."""
+        device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        if spec.name is not None:
+            return cls(_from_folder(Path(spec.name)).to(device), spec)
+        assert spec.flow is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            try:
+                model = FlowTransformer(shape, classes, spec.flow)
+            except ValueError as error:
+                raise PolicyError(str(error), where="model.flow.patch") from None
+        return cls(model.to(device, getattr(torch, spec.dtype)), spec)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def tolerance(self) -> float:
+        """The most by which a captured log-prob may differ from a recomputed one by rounding alone."""
+        return 1e-5 if self._weights_dtype in (torch.float32, torch.float64) else 0.05
+
+    @property
+    def _weights_dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of latents, means and log-probs."""
+        return torch.float64 if self._weights_dtype == torch.float64 else torch.float32
+
+    # Prompts and samples
+
+    def encode(self, prompt: Any) -> tuple[int, ...]:
+        """The class that a prompt names."""
+        if prompt not in self.model.classes:
+            raise PolicyError(
+                f"the model knows no class {prompt!r}",
+                where="prompt",
+                hint=did_you_mean(str(prompt), self.model.classes),
+            )
+        return (self.model.classes.index(prompt),)
+
+    def encode_completion(self, sample: Any) -> Tensor:
+        """A supervised example, as latents."""
+        return torch.as_tensor(sample, dtype=self.dtype, device=self.device)
+
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """The name of a prompt's class, for people."""
+        return ", ".join(self.model.classes[i] for i in ids)
+
+    def decision_texts(self, rollouts: Rollouts) -> None:
+        """Steps have no text."""
+
+    # Sampling
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        raise PolicyError(
+            "a flow policy takes denoising steps and completes no tokens",
+            where="rollout.strategy",
+            hint="rollout.strategy=plain",
+        )
+
+    @torch.no_grad()
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        entropy: bool = False,
+        ended: Callable[[int, Any], None] | None = None,
+    ) -> Rollouts:
+        """One group a prompt, one rollout a seed: the table with everything the roll-out stage provides.
+
+        All samples end at once, so `ended` is never called. The states are in `media`: [B,steps+1,*shape].
+        """
+        spec = _spec(sampling)
+        groups = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(s) for s in seeds]))
+        noise = self.noise(seeds, spec)
+        path = self.denoise(noise[:, 0], prompts, groups, spec, noise=noise[:, 1:])
+        return self.table(prompts, groups, path, sampling, entropy=entropy)
+
+    def noise(self, seeds: Sequence[Sequence[int]], spec: Denoising) -> Tensor:
+        """Everything a rollout draws, by its seed alone: where it starts, then a draw a step. [B,steps+1,*shape]
+
+        With shared noise the rollouts of a group start where the first does.
+        """
+        rows = []
+        for group in seeds:
+            drawn = [self._draw(seed, spec.steps + 1) for seed in group]
+            for row in drawn[1:] if spec.shared_noise else []:
+                row[0] = drawn[0][0]
+            rows += drawn
+        return torch.stack(rows).to(self.device)
+
+    def _draw(self, seed: int, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, *self.model.shape, generator=generator, dtype=self.dtype)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        x: Tensor,
+        prompts: Sequence[Prompt],
+        groups: Tensor,
+        spec: Denoising,
+        *,
+        noise: Tensor,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Stretch:
+        """Take steps first <= s < last from states x [N,*shape]. noise: [N,last-first,*shape], a draw for each step."""
+        last = spec.steps if last is None else last
+        states, logps, stds, means = [x], [], [], []
+        for s in range(first, last):
+            step = torch.full((len(x),), s, device=x.device)
+            v = self.velocity(x, prompts, groups, step, spec)
+            mean, std = steps.transition(spec if draws_noise(spec, s) else without_noise(spec), x, v, step)
+            if bool((std > 0).all()):
+                x = mean + std.view(-1, *[1] * (x.dim() - 1)) * noise[:, s - first]
+                logps.append(steps.log_density(x, mean, std, spec.reduce))
+            else:
+                x = mean
+                logps.append(torch.zeros_like(std))
+            states.append(x)
+            stds.append(std)
+            means.append(mean)
+        return Stretch(*(torch.stack(part, 1) for part in (states, logps, stds, means)))
+
+    def velocity(self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, step: Tensor, spec: Denoising) -> Tensor:
+        """The velocity at states [N,*shape] before steps [N], guided as the spec says. With gradient through the
+        conditional prediction alone.
+        """
+        level = steps.noise_levels(spec.steps, spec.shift, self.dtype).to(x.device)[step]
+        condition = torch.tensor([p.tokens[0] for p in prompts], device=x.device)[groups.to(x.device)]
+        v = self.model(x, level, condition).to(self.dtype)
+        if spec.guidance == 1.0:
+            return v
+        with torch.no_grad():
+            free = self.model(x, level, torch.full_like(condition, self.model.unconditional)).to(self.dtype)
+        return free + spec.guidance * (v - free)
+
+    def table(
+        self, prompts: Sequence[Prompt], groups: Tensor, path: Stretch, sampling: Sampling, *, entropy: bool = False
+    ) -> Rollouts:
+        """The table of whole paths, with samples for the graders."""
+        spec, mask = _spec(sampling), path.std > 0
+        groups = groups.to(self.device)
+        levels = steps.noise_levels(spec.steps, spec.shift, self.dtype).to(self.device)
+        columns = {
+            "groups": groups,
+            "mask": mask,
+            "lengths": mask.sum(-1),
+            "truncated": torch.zeros_like(groups, dtype=torch.bool),
+            "logp_old": path.logp,
+            "version": torch.where(mask, self.version, 0),
+            "prompt_index": torch.tensor([p.index for p in prompts], device=self.device)[groups],
+            "step_std": path.std,
+            "step_size": torch.where(mask, levels[:-1] - levels[1:], 0.0),
+        }
+        if entropy:
+            exact = steps.entropy(path.std.clamp_min(1e-30), path.states[0, 0].numel(), spec.reduce)
+            columns["entropy_old"] = torch.where(mask, exact, 0.0)
+        media = {"states": path.states} | ({"mean_old": path.means} if spec.keep_means else {})
+        return Rollouts(list(prompts), dict(columns), sampling, list(path.states[:, -1].cpu().numpy()), media)
+
+    # Scoring
+
+    def score(self, rollouts: Rollouts, want: Collection[str] = ("logp",)) -> dict[str, Tensor]:
+        """{"logp", "kl_ref", "mean_gap"} [B,T] as wanted, of the decisions under the mask; 0 elsewhere.
+
+        Differentiable when gradients are on; the stored states take none. All decisions in one forward pass: the caller
+        micro-batches. `kl_ref` needs `mean_ref` in media, and `mean_gap` needs `mean_old`.
+        """
+        unknown = set(want) - set(PROVIDES)
+        if unknown:
+            raise PolicyError(
+                f"a flow policy provides {', '.join(PROVIDES)}, not {', '.join(sorted(unknown))}", where="score"
+            )
+        spec, mask = _spec(rollouts.sampling), rollouts["mask"]
+        row, step = mask.nonzero(as_tuple=True)
+        mean, std = self._transitions(rollouts, row, step)
+        found = {}
+        if "logp" in want:
+            found["logp"] = steps.log_density(rollouts.media["states"][row, step + 1], mean, std, spec.reduce)
+        for name, other in (("kl_ref", "mean_ref"), ("mean_gap", "mean_old")):
+            if name in want:
+                found[name] = steps.divergence(mean, rollouts.media[other][row, step], std, spec.reduce)
+        return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
+
+    def means(self, rollouts: Rollouts) -> Tensor:
+        """Mean of the state after each decision, 0 elsewhere. [B,steps,*shape]"""
+        row, step = rollouts["mask"].nonzero(as_tuple=True)
+        mean, _ = self._transitions(rollouts, row, step)
+        out = torch.zeros_like(rollouts.media["states"][:, 1:])
+        out[row, step] = mean.detach()
+        return out
+
+    def _transitions(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        spec, x = _spec(rollouts.sampling), rollouts.media["states"][row, step]
+        v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], step, spec)
+        return steps.transition(spec, x, v, step)
+
+    def sft_loss(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Tensor], seed: int | None = None
+    ) -> Tensor:
+        """Flow matching: the mean squared error of the velocity, at noise levels and noise drawn from `seed`."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        clean = torch.stack(list(completions))
+        count = len(clean)
+        normal = torch.randn(count, generator=generator, dtype=self.dtype)
+        noise = torch.randn(clean.shape, generator=generator, dtype=self.dtype).to(self.device)
+        dropped = torch.rand(count, generator=generator) < self.spec.drop_prompt
+        sigma = normal.sigmoid().to(self.device)
+        wide = sigma.view(-1, *[1] * (clean.dim() - 1))
+        condition = torch.tensor([p[0] for p in prompts]).masked_fill(dropped, self.model.unconditional)
+        v = self.model((1 - wide) * clean + wide * noise, sigma, condition.to(self.device)).to(self.dtype)
+        return ((v - (noise - clean)) ** 2).mean()
+
+    # Weights
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trainable parameters by name; not copied."""
+        return trainable(self.model)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy `state` into the trainable parameters. Raises PolicyError unless names and shapes agree exactly."""
+        copy_state(self.state_dict(), state)
+
+    def save(self, folder: str | Path, *, merge: bool = False) -> None:
+        """Write config and weights."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.model.save(folder)
+
+    def copy_frozen(self) -> FlowPolicy:
+        """An independent copy that takes no gradient."""
+        twin = FlowPolicy(copy.deepcopy(self.model).requires_grad_(False), self.spec)
+        twin.version = self.version
+        return twin
+
+
+def draws_noise(spec: Denoising, step: int) -> bool:
+    """Whether the spec lets a step draw noise."""
+    return spec.stochastic is None or step in spec.stochastic
+
+
+def without_noise(spec: Denoising) -> Denoising:
+    """The same spec without noise."""
+    return replace(spec, sampler="ode", settings=())
+
+
+def _spec(sampling: Sampling) -> Denoising:
+    if sampling.denoising is None:
+        raise PolicyError("the sampling spec is one of tokens, and a flow policy denoises", where="sampling")
+    return sampling.denoising
+
+
+def _from_folder(folder: Path) -> FlowTransformer:
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PolicyError(
+            f"cannot read {CONFIG}: {error}", where=str(folder), hint="name a folder that a run or an export wrote"
+        ) from error
+    if config.get("type") != TYPE:
+        raise PolicyError(
+            "this task samples by denoising, and the folder holds no flow model",
+            where=str(folder),
+            hint="model='{flow: {layers: 3}}' makes a small one",
+        )
+    return FlowTransformer.load(folder, config)

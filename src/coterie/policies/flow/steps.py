@@ -1,0 +1,66 @@
+"""The mathematics of a denoising step: schedule, transition, log-density, divergence."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coterie import pieces
+from coterie.rollouts import Denoising
+
+
+def noise_levels(steps: int, shift: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """1 = sigma_0 > ... > sigma_steps = 0, evenly spaced and then shifted: s -> shift s / (1 + (shift - 1) s).
+    [steps + 1]
+    """
+    even = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    return (shift * even / (1 + (shift - 1) * even)).to(dtype)
+
+
+def transition(spec: Denoising, x: Tensor, v: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [N,...] and standard deviation [N] of the state after each row's step. x, v: [N,...], step: [N] int"""
+    levels = noise_levels(spec.steps, spec.shift, x.dtype).to(x.device)
+    wide = (-1, *[1] * (x.dim() - 1))
+    sigma, after = (levels[s].view(wide) for s in (step, step + 1))
+    mean, std = _rule(spec.sampler)(x, v, sigma, after, levels[1], **dict(spec.settings))
+    return mean, std.reshape(-1)
+
+
+@functools.cache
+def _rule(name: str) -> Any:
+    return pieces.get("sampler", name).fn
+
+
+def reduced(per_number: Tensor, reduce: str) -> Tensor:
+    """[N,...] -> [N], the sum of a row's numbers, or their mean."""
+    flat = per_number.flatten(1)
+    return flat.sum(-1) if reduce == "sum" else flat.mean(-1)
+
+
+def log_density(after: Tensor, mean: Tensor, std: Tensor, reduce: str) -> Tensor:
+    """log N(after; mean, std^2 I), its D terms averaged ("mean") or added ("sum"). [N,...], [N,...], [N] -> [N]
+
+    "unscaled" is -mean (after - mean)^2, by which every step weighs the same: no density, so that clip ranges do not
+    carry over.
+    """
+    difference = after - mean
+    if reduce == "unscaled":
+        return -reduced(difference**2, "mean")
+    wide = std.view(-1, *[1] * (mean.dim() - 1))
+    return reduced(-0.5 * (difference / wide) ** 2 - wide.log() - 0.5 * math.log(2 * math.pi), reduce)
+
+
+def divergence(mean: Tensor, other: Tensor, std: Tensor, reduce: str) -> Tensor:
+    """KL(N(mean, std^2) || N(other, std^2)), reduced as the log-density is. [N,...] -> [N]"""
+    wide = std.view(-1, *[1] * (mean.dim() - 1))
+    return reduced(0.5 * ((mean - other) / wide) ** 2, reduce)
+
+
+def entropy(std: Tensor, numbers: int, reduce: str) -> Tensor:
+    """Entropy of N(., std^2 I) over `numbers` numbers, averaged or added over them. [N] -> [N]"""
+    each = std.log() + 0.5 * math.log(2 * math.pi * math.e)
+    return each * numbers if reduce == "sum" else each

@@ -1,0 +1,67 @@
+"""Which kind of policy a task asks for, and what of a recipe is not for that kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coterie import wiring
+from coterie.columns import COLUMNS
+from coterie.errors import RecipeError
+from coterie.policies.causal_lm import CausalLM
+from coterie.policies.flow.policy import FlowPolicy
+from coterie.sections import Denoise, Rollout
+from coterie.tasks.base import Task
+
+if TYPE_CHECKING:
+    from coterie.recipe import Recipe
+
+OF_TOKENS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
+"""Settings of `rollout` that say how tokens are drawn."""
+
+
+def kind_of(task: Task) -> type[CausalLM] | type[FlowPolicy]:
+    """The kind of policy whose samples are those of the task."""
+    return CausalLM if task.latent is None else FlowPolicy
+
+
+def check(recipe: Recipe, task: Task) -> None:
+    """Raise RecipeError for a piece or setting that is not for the kind of policy: nothing is silently without effect.
+
+    Pieces are refused by the columns they read, strategies by the decisions they drive.
+    """
+    kind = kind_of(task)
+    name = f"a policy of {kind.decisions}"
+    if kind is CausalLM:
+        if "rollout.sampler" in recipe.single:
+            raise RecipeError(
+                f"rollout.sampler={recipe.single['rollout.sampler'].piece.slug} is a rule for denoising steps, and "
+                f"task '{task.name}' is sampled by tokens",
+                hint="--task digits, or leave rollout.sampler out",
+            )
+        _refuse_settings(recipe.settings.denoise, Denoise(), Denoise.model_fields, "denoise", name)
+    else:
+        _refuse_settings(recipe.settings.rollout, Rollout(), OF_TOKENS, "rollout", name)
+        if recipe.process is not None:
+            raise RecipeError(f"rewards.process scores the steps of a text, and {name} writes none")
+
+    for use in wiring.uses(recipe):
+        if use.consumers and use.column in kind.lacks:
+            raise RecipeError(
+                f"{use.consumers[0]} reads '{use.column}' ({COLUMNS[use.column].meaning}), which {name} does not have: "
+                f"{kind.lacks[use.column]}",
+                hint=f"task '{task.name}' is sampled by {kind.decisions}: choose a piece that does not read it",
+            )
+    strategy = recipe.single["rollout.strategy"].piece
+    if strategy.decisions not in (None, kind.decisions):
+        raise RecipeError(
+            f"rollout.strategy={strategy.slug} drives a policy of {strategy.decisions}, and task '{task.name}' is "
+            f"sampled by {kind.decisions}",
+            hint="rollout.strategy=plain",
+        )
+
+
+def _refuse_settings(given: object, default: object, names: object, section: str, kind: str) -> None:
+    for name in names:  # type: ignore[attr-defined]
+        if getattr(given, name) != getattr(default, name):
+            key = f"{section}.{name}"
+            raise RecipeError(f"{key} is set, and {kind} does not use it", hint=f"leave out {key}")
