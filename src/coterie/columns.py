@@ -49,6 +49,7 @@ logp         | B T    | policy      | float | current log-prob; carries gradient
 entropy      | B T    | policy      | float | entropy of the decision's distribution; carries gradient in the update
 spread       | B T    | policy      | float | how much the distributions of the group's rollouts differ at this position
 influence    | B T    | policy      | float | by how much a step on this decision raises the group's correct rollouts
+logp_min_p   | B T    | policy      | float | log-prob before the update without unlikely tokens; -inf where this is one
 logp_ref     | B T    | reference   | float | log-prob under the frozen or slowly moving reference
 turn         | B T    | environment | int   | turn or step of each decision, -1 where masked or in none
 state_key    | B U    | environment | int   | hashable observation key of each turn
@@ -67,6 +68,12 @@ reward_weights| scalar | loop       | float | weight of each reward component, a
 
 GROUPWISE = frozenset({"spread", "influence"})
 """Columns of the policy that compare the rollouts of a group, which is then never split."""
+
+BEFORE = frozenset({"logp_min_p"})
+"""Columns of the policy that are made once a batch, before its first optimizer step, without gradient."""
+
+ARGUMENT = {"logp_min_p": "min_p"}
+"""Columns that depend on a setting of the piece that reads them, and the setting's name."""
 
 
 def _parse(table: str) -> dict[str, Column]:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from coterie import wiring
 from coterie.checkpoint import load_state, save_state
+from coterie.columns import BEFORE
 from coterie.errors import RecipeError, did_you_mean
 from coterie.hardware import reuse_freed_memory
 from coterie.history import History
@@ -181,7 +182,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
             )
     policy = CausalLM.load(model_spec(recipe, task, checkpoint))
     optimizer = optimize(policy.trainable_parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
-    columns = wiring.wanted(recipe, "policy", "objective") | {"logp"}
+    columns = (wiring.wanted(recipe, "policy", "objective") - BEFORE) | {"logp"}
     run = Run(
         recipe=recipe,
         task=task,

@@ -37,6 +37,7 @@ SPECIAL: dict[str, Any] = {
     "answer_mask": lambda rng, t: t["mask"] & (rng.random(t["mask"].shape) < 0.4),
     "logp_old": _logp,
     "logp_ref": _logp,
+    "logp_min_p": lambda rng, t: np.where(rng.random(t["mask"].shape) < 0.2, -np.inf, 0.9 * t["logp_old"]),
     "logp": lambda rng, t: t["logp_old"] + 0.35 * rng.standard_normal(t["mask"].shape),
     "spread": lambda rng, t: rng.exponential(1.0, t["mask"].shape),
     "entropy": lambda rng, t: rng.exponential(1.0, t["mask"].shape),
