@@ -165,7 +165,11 @@ class BoundPiece:
     def argument(self, name: str, step: int) -> Any:
         """What it says of a column that depends on it: its setting, or the attribute of a piece with memory."""
         settings = self.at(step)
-        return settings[name] if name in settings else getattr(self.instance, name)
+        if self.instance is None:
+            return settings[name]
+        for setting, value in settings.items():
+            setattr(self.instance, setting, value)
+        return getattr(self.instance, name)
 
     def __call__(self, table: Mapping[str, Any], step: int = 0) -> Any:
         """Run on a table of columns: required ones must be there, optional ones are passed when they are."""

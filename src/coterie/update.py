@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -260,6 +261,10 @@ def _score_live(run: Run, rollouts: Rollouts, columns: set[str], step: int = 0) 
         found = found | (run.reference().score(micro) if "logp_ref" in columns else {})
         if "logp_min_p" in columns:
             found["logp_min_p"] = run.policy.score_min_p(micro, argument(run.recipe, "logp_min_p", step))
+        if "logp_tempered" in columns:
+            factor = argument(run.recipe, "logp_tempered", step)
+            spec = replace(micro.sampling, temperature=micro.sampling.temperature * factor)
+            found["logp_tempered"] = run.policy.score(replace(micro, sampling=spec), {"logp"})["logp"]
         for name in columns:
             value = found["logp" if name == "logp_old" else name]
             out[name][alive[rows], : value.shape[1]] = value

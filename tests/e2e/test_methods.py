@@ -56,6 +56,7 @@ NEEDS: dict[str, list[str]] = {
     "arena-rl": [JUDGE],
     "brpo": [JUDGE],
     "grpo-s": [functions("positions", "hardness=0")],
+    "aepo-arbitrary-entropy": ["selection.weights.swap_tempered.share=0.25"],
     "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
     "urpa": [functions("positions", "start=0", "end=0"), "credit.modifiers.interval_confidence.width=4"],
 }
