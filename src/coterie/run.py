@@ -101,7 +101,8 @@ class Run:
 
     def stateful(self) -> dict[str, BoundPiece]:
         """Pieces with memory, by slot and slug."""
-        every = [("draw.curriculum", self.curriculum), *self.recipe.all_bound()]
+        first = [("draw.curriculum", self.curriculum), ("rollout.strategy", self.strategy)]
+        every = [*first, *self.recipe.all_bound()]
         return {f"{slot}={b.piece.slug}": b for slot, b in every if b.instance is not None}
 
     def save(self, folder: Path) -> None:
