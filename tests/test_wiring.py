@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,16 @@ def test_one_ratio_a_rollout_does_not_go_with_an_advantage_a_decision() -> None:
     with pytest.raises(RecipeError, match=r"sequence has one ratio a rollout(.|\n)*sequence_token"):
         wiring.check(made("gspo", "credit.baseline=whitened_return"))
     wiring.check(made("gspo-token", "credit.baseline=whitened_return"))
+
+
+def test_readers_of_a_column_that_depends_on_them_must_agree() -> None:
+    recipe = made("lp-reg")
+    assert wiring.argument(recipe, "logp_min_p", 0) == 0.02
+    region = recipe.single["objective.trust_region"]
+    other = dataclasses.replace(recipe, single=recipe.single | {"objective.loss": region.piece.bind({"min_p": 0.5})})
+    with pytest.raises(RecipeError, match=r"lp_reg and .*lp_reg read 'logp_min_p' with different min_p: 0.02, 0.5"):
+        wiring.check(other)
+    bare = dataclasses.replace(region.piece, settings={})
+    lacking = dataclasses.replace(recipe, single=recipe.single | {"objective.trust_region": bare.bind({})})
+    with pytest.raises(RecipeError, match="depends on a setting 'min_p' that it lacks"):
+        wiring.check(lacking)

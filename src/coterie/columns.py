@@ -53,12 +53,15 @@ spread       | B T    | policy      | float | how much the distributions of the 
 influence    | B T    | policy      | float | by how much a step on this decision raises the group's correct rollouts
 kl_ref       | B T    | policy      | float | exact KL from the reference's decision to ours; carries gradient
 mean_gap     | B T    | policy      | float | exact KL from the decision as it was taken to ours; carries gradient
+logp_min_p   | B T    | policy      | float | log-prob before the update without unlikely tokens; -inf where this is one
+logp_tempered| B T    | policy      | float | log-prob before the update at another temperature
 logp_ref     | B T    | reference   | float | log-prob under the frozen or slowly moving reference
 turn         | B T    | environment | int   | turn or step of each decision, -1 where masked or in none
 state_key    | B U    | environment | int   | hashable observation key of each turn
 step_rewards | B U    | environment | float | reward of each turn or process step, 0 where there is none
 parent       | B      | environment | int   | rollout this one was forked from, itself where it was not
 branch       | B      | environment | int   | decision at which it was forked, -1 where it was not
+heat         | B      | environment | float | temperature it was drawn at over that of the run, 1 where as the run says
 prompt_index | B      | draw        | int   | stable index of the prompt in the task's training set
 drift        | B      | history     | float | mean absolute change of log-prob since the prompt's last visit
 advantages   | B,B T  | credit      | float | current advantage; modifiers read it and return a new one
@@ -71,6 +74,12 @@ reward_weights| scalar | loop       | float | weight of each reward component, a
 
 GROUPWISE = frozenset({"spread", "influence"})
 """Columns of the policy that compare the rollouts of a group, which is then never split."""
+
+BEFORE = frozenset({"logp_min_p", "logp_tempered"})
+"""Columns of the policy that are made once a batch, before its first optimizer step, without gradient."""
+
+ARGUMENT = {"logp_min_p": "min_p", "logp_tempered": "temperature"}
+"""Columns that depend on the piece that reads them, and the name of its setting (or attribute, if it has memory)."""
 
 
 def _parse(table: str) -> dict[str, Column]:

@@ -164,6 +164,15 @@ class BoundPiece:
     def at(self, step: int) -> dict[str, Any]:
         return {name: self.piece.settings[name].at(value, step) for name, value in self.settings.items()}
 
+    def argument(self, name: str, step: int) -> Any:
+        """What it says of a column that depends on it: its setting, or the attribute of a piece with memory."""
+        settings = self.at(step)
+        if self.instance is None:
+            return settings[name]
+        for setting, value in settings.items():
+            setattr(self.instance, setting, value)
+        return getattr(self.instance, name)
+
     def __call__(self, table: Mapping[str, Any], step: int = 0) -> Any:
         """Run on a table of columns: required ones must be there, optional ones are passed when they are."""
         piece = self.piece

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from coterie import wiring
 from coterie.checkpoint import load_state, save_state
+from coterie.columns import BEFORE
 from coterie.errors import RecipeError, did_you_mean
 from coterie.hardware import reuse_freed_memory
 from coterie.history import History
@@ -110,7 +111,8 @@ class Run:
 
     def stateful(self) -> dict[str, BoundPiece]:
         """Pieces with memory, by slot and slug."""
-        every = [("draw.curriculum", self.curriculum), *self.recipe.all_bound()]
+        first = [("draw.curriculum", self.curriculum), ("rollout.strategy", self.strategy)]
+        every = [*first, *self.recipe.all_bound()]
         return {f"{slot}={b.piece.slug}": b for slot, b in every if b.instance is not None}
 
     def save(self, folder: Path) -> None:
@@ -193,7 +195,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
             )
     policy = load_policy(recipe, task, checkpoint)
     optimizer = optimize(policy.trainable_parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
-    columns = wiring.wanted(recipe, "policy", "objective") | {"logp"}
+    columns = (wiring.wanted(recipe, "policy", "objective") - BEFORE) | {"logp"}
     run = Run(
         recipe=recipe,
         task=task,

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from coterie.clock import Clock
-from coterie.columns import GROUPWISE, finite_or_zero, per_decision
+from coterie.columns import BEFORE, GROUPWISE, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RunError
 from coterie.metrics import Collector, collect
 from coterie.rollouts import Rollouts
 from coterie.run import Run, optimizer_at
 from coterie.schedules import Schedule
 from coterie.streams import stream
-from coterie.wiring import wanted
+from coterie.wiring import argument, wanted
 
 
 def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
@@ -242,12 +242,14 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     missing = {c for c in wanted(run.recipe, "reference", slots) if c not in rollouts}
     if slots != "objective":
         missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
-    elif run.settings.update.recompute_logp:
-        missing.add("logp_old")
+    else:
+        missing |= {c for c in wanted(run.recipe, "policy", slots) & BEFORE if c not in rollouts}
+        if run.settings.update.recompute_logp:
+            missing.add("logp_old")
     if not missing:
         return rollouts
     with clock.phase("reference"), torch.no_grad():
-        return rollouts.with_columns(**_score_live(run, rollouts, missing))
+        return rollouts.with_columns(**_score_live(run, rollouts, missing, step))
 
 
 def _with_reference_means(run: Run, rollouts: Rollouts) -> Rollouts:
@@ -258,17 +260,23 @@ def _with_reference_means(run: Run, rollouts: Rollouts) -> Rollouts:
     return replace(rollouts, media={**rollouts.media, "mean_ref": means})
 
 
-def _score_live(run: Run, rollouts: Rollouts, columns: set[str]) -> dict[str, Tensor]:
+def _score_live(run: Run, rollouts: Rollouts, columns: set[str], step: int = 0) -> dict[str, Tensor]:
     """Columns of the rollouts that have weight, 0 elsewhere, by micro-batches. [B,T] each"""
     weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
     alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
     out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
-    own = {"logp" if c == "logp_old" else c for c in columns - {"logp_ref"}}
+    own = {"logp" if c == "logp_old" else c for c in columns - {"logp_ref"} - BEFORE}
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
     for rows in microbatches(rollouts.rows(alive), budget, bool(own & GROUPWISE), shared):
         micro = rollouts.rows(alive[rows])
         found = run.policy.score(micro, own) if own else {}
         found = found | (run.reference().score(micro) if "logp_ref" in columns else {})
+        if "logp_min_p" in columns:
+            found["logp_min_p"] = run.policy.score_min_p(micro, argument(run.recipe, "logp_min_p", step))
+        if "logp_tempered" in columns:
+            factor = argument(run.recipe, "logp_tempered", step)
+            spec = replace(micro.sampling, temperature=micro.sampling.temperature * factor)
+            found["logp_tempered"] = run.policy.score(replace(micro, sampling=spec), {"logp"})["logp"]
         for name in columns:
             value = found["logp" if name == "logp_old" else name]
             out[name][alive[rows], : value.shape[1]] = value

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
-from coterie.columns import COLUMNS
+from coterie.columns import ARGUMENT, COLUMNS
 from coterie.errors import RecipeError
 from coterie.pieces import BoundPiece
 from coterie.recipe import Recipe
@@ -75,6 +76,7 @@ def check(
     scored = has_process is not False and "turn" not in made
     _check_providers(recipe, has_verifier, provides | made | (PROCESS if scored else frozenset()))
     _check_steps(recipe)
+    _check_arguments(recipe)
     if recipe.settings.rollout.group_size < strategy.min_group:
         raise RecipeError(
             f"rollout.strategy={strategy.slug} makes groups of at least {strategy.min_group} rollouts, and "
@@ -101,6 +103,7 @@ _MENDS = {
     "turn": "rewards.process=file.py:name, rollout.strategy=segment_tree or an agent environment does",
     "state_key": "an agent environment or rollout.strategy=segment_tree does",
     "parent": "a strategy that forks does: rollout.strategy=segment_probes",
+    "heat": "rollout.strategy=tempered_extra does",
     "branch": "a strategy that forks does: rollout.strategy=segment_probes",
 }
 
@@ -144,6 +147,33 @@ def _check_providers(recipe: Recipe, has_verifier: bool | None, provides: frozen
             raise RecipeError(
                 f"{use.consumers[0]} reads column 'correct', and the task has no verifier",
                 hint="give the task a verifier, or choose a piece that reads rewards",
+            )
+
+
+def _readers(recipe: Recipe, column: str) -> list[tuple[str, BoundPiece]]:
+    return [(slot, b) for slot, b in recipe.all_bound() if column in b.piece.required]
+
+
+def argument(recipe: Recipe, column: str, step: int) -> Any:
+    """What the pieces that read a column of ARGUMENT want it made with."""
+    return _readers(recipe, column)[0][1].argument(ARGUMENT[column], step)
+
+
+def _check_arguments(recipe: Recipe) -> None:
+    """A column that depends on its reader's setting is made once, so its readers must agree."""
+    for column, name in ARGUMENT.items():
+        found = _readers(recipe, column)
+        for slot, bound in found:
+            if name not in bound.piece.settings and not hasattr(bound.instance, name):
+                raise RecipeError(
+                    f"{slot}={bound.piece.slug} reads '{column}', which depends on a setting '{name}' that it lacks",
+                    hint=f"give the piece a keyword-only parameter {name}",
+                )
+        said = {repr(b.settings.get(name)): f"{slot}={b.piece.slug}" for slot, b in found}
+        if len(said) > 1:
+            raise RecipeError(
+                f"{' and '.join(said.values())} read '{column}' with different {name}: {', '.join(said)}",
+                hint="a column is made once: give both the same, or leave one out",
             )
 
 

@@ -58,6 +58,9 @@ NEEDS: dict[str, list[str]] = {
     "brpo": [JUDGE],
     "grpo-s": [functions("positions", "hardness=0")],
     **dict.fromkeys(DENOISING, DENOISES),
+    "aepo-arbitrary-entropy": ["selection.weights.swap_tempered.share=0.25"],
+    "spine": [*EASY, "selection.weights.top_decisions.share=0.5"],
+    "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
     "urpa": [functions("positions", "start=0", "end=0"), "credit.modifiers.interval_confidence.width=4"],
 }
 

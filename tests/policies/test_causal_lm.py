@@ -66,6 +66,21 @@ def test_captured_scored_and_plain_log_probs_agree(make_policy, prompts, seeds, 
             assert (scored["entropy"][b][mask[b]] - entropy).abs().max() < 1e-5
 
 
+@pytest.mark.oracle("lp-reg")
+@pytest.mark.parametrize("name", SPECS)
+def test_log_probs_without_unlikely_tokens(make_policy, prompts, seeds, name):
+    policy = make_policy("llama")
+    rollouts = policy.rollout(prompts, seeds, SPECS[name])
+    mask, plain = rollouts["mask"], policy.score(rollouts)["logp"].detach()
+    assert (policy.score_min_p(rollouts, 0.0) - plain).abs().max() < 1e-5
+    cut = policy.score_min_p(rollouts, 0.3)
+    assert not cut.requires_grad and (cut[~mask] == 0).all()
+    gone = cut == -torch.inf
+    assert gone.any() or name != next(iter(SPECS))
+    assert (cut[mask & ~gone] >= plain[mask & ~gone] - 1e-5).all()
+    assert (plain[gone].exp() <= 0.3).all()
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["split", "whole"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "cohere"])
 def test_gradient_equals_that_of_the_plain_forward(make_policy, prompts, seeds, family, whole):

@@ -16,7 +16,7 @@ from coterie.columns import GROUPWISE
 from coterie.errors import PolicyError
 from coterie.policies import groupwise, tokenizers
 from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
-from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear
+from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear, score_min_p
 from coterie.policies.packing import Twins, pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
@@ -192,6 +192,20 @@ class CausalLM:
                     prompts, rollouts["groups"], rollouts["tokens"], rollouts["mask"], rollouts.sampling, own, branch
                 )
             return found | self._compare(rollouts, compared) if compared else found
+
+    @torch.no_grad()
+    def score_min_p(self, rollouts: Rollouts, min_p: float) -> Tensor:
+        """Log-probs under the distribution without the tokens that min_p cuts, -inf where the decision's own was cut;
+        0 where masked. [B,T], without gradient (see `coterie.policies.logprobs.score_min_p`).
+        """
+        if not self._split.exact:
+            raise PolicyError("logp_min_p needs a model whose output layer can be applied by itself")
+        groups, tokens, mask = (rollouts[name].to(self.device) for name in ("groups", "tokens", "mask"))
+        with self.train_mode(dropout=False):
+            hidden, _ = self._hidden([p.tokens for p in rollouts.prompts], groups, tokens, mask, None)
+            chunk = rows_per_chunk(self._split.vocabulary, self.device)
+            found = score_min_p(hidden, self._head, tokens[mask], rollouts.sampling, min_p, chunk)
+        return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
     def sft_loss(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], seed: int | None = None

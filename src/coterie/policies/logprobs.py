@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from coterie.rollout.engines.sampling import measure
+from coterie.rollout.engines.sampling import measure, truncate
 from coterie.rollouts import Sampling
 
 Head = Callable[[Tensor], Tensor]
@@ -55,6 +56,20 @@ def score_hidden(
         for states, ids in zip(hidden.split(chunk), tokens.split(chunk), strict=True)
     ]
     return {name: torch.cat([piece[name] for piece in pieces]) for name in want}
+
+
+@torch.no_grad()
+def score_min_p(hidden: Tensor, head: Head, tokens: Tensor, sampling: Sampling, min_p: float, chunk: int) -> Tensor:
+    """Log-prob of each token after those with less than min_p of the likeliest one's probability were cut and the rest
+    renormalised; -inf where the token itself was cut. [N,H], [N] -> [N], without gradient, `chunk` rows at a time.
+    """
+    low = math.log(min_p) if min_p > 0 else -math.inf
+    out = [torch.zeros(0, dtype=_result_dtype(hidden), device=hidden.device)]
+    for states, ids in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+        logits = truncate(head(states), sampling, ids)
+        kept = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + low, -math.inf)
+        out.append(kept.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - kept.logsumexp(-1))
+    return torch.cat(out)
 
 
 def _result_dtype(hidden: Tensor) -> torch.dtype:
