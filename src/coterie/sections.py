@@ -57,7 +57,9 @@ class Update(Section):
     minibatches: PositiveInt = Field(1, description="optimizer steps an epoch; groups are never split between them")
     staleness: int = Field(0, ge=0, description="updates by which the batch trained on is late")
     tokens_per_microbatch: PositiveInt = Field(16384, description="prompt and completion tokens a forward; memory only")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="gradient norm is clipped to this; not where an optimizer evaluates the loss itself"
+    )
     recompute_logp: bool = Field(False, description="take logp_old from a forward of the trainer, not from the sampler")
 
 

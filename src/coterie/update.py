@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
     """Epochs × mini-batches of optimizer steps on one batch. Rows without weight are not run through the model."""
     rollouts = provide(run, rollouts, "objective", step, clock)
     collector = Collector()
-    norms, losses = [], 0.0
+    norms: list[float] = []
+    losses: list[float] = []
     with clock.phase("learn"):
         for epoch in range(run.settings.update.epochs):
             for number, part in enumerate(_minibatches(run, rollouts, step, epoch)):
@@ -33,24 +35,42 @@ def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
                 alive = _teaches(run, part, coefficients)
                 if not bool(alive.any()):
                     continue
-                run.optimizer.zero_grad(set_to_none=True)
                 part = part.rows(alive)
                 coefficients = coefficients[alive][:, : part["mask"].shape[1]]
-                budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
-                for rows in microbatches(part, budget, run.whole_groups, shared):
-                    micro = part.rows(rows)
-                    loss = _loss(run, micro, coefficients[rows][:, : micro["mask"].shape[1]], step, collector)
-                    if run.first_update and epoch == 0 and number == 0:
-                        _check_on_policy(run, collector)
-                    loss.backward()
-                    losses += float(loss.detach())
-                norms.append(_step(run, step))
+                check = run.first_update and epoch == 0 and number == 0
+                evaluate = partial(_evaluate, run, part, coefficients, step, collector)
+                loss, norm = _step(run, step, evaluate, collector, check)
+                losses.append(loss)
+                if norm is not None:
+                    norms.append(norm)
                 run.first_update = False
     run.metrics |= collector.means()
     if norms:
         run.metrics["grad/norm"] = sum(norms) / len(norms)
-        run.metrics["loss/total"] = losses / len(norms)
-    run.metrics["update/optimizer_steps"] = float(len(norms))
+    if losses:
+        run.metrics["loss/total"] = sum(losses) / len(losses)
+    run.metrics["update/optimizer_steps"] = float(len(losses))
+
+
+def _evaluate(
+    run: Run, part: Rollouts, coefficients: Tensor, step: int, collector: Collector, gradient: bool, check: bool = False
+) -> float:
+    """The loss of one optimizer step at the weights as they are, by micro-batches; `gradient` leaves its gradient in
+    the parameters. `check` demands that the policy is the sampler's.
+    """
+    run.optimizer.zero_grad(set_to_none=True)
+    budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
+    total = 0.0
+    with torch.set_grad_enabled(gradient):
+        for rows in microbatches(part, budget, run.whole_groups, shared):
+            micro = part.rows(rows)
+            loss = _loss(run, micro, coefficients[rows][:, : micro["mask"].shape[1]], step, collector)
+            if check:
+                _check_on_policy(run, collector)
+            if gradient:
+                loss.backward()
+            total += float(loss.detach())
+    return total
 
 
 def _teaches(run: Run, part: Rollouts, coefficients: Tensor) -> Tensor:
@@ -211,19 +231,52 @@ def _check_on_policy(run: Run, collector: Collector) -> None:
         )
 
 
-def _step(run: Run, step: int) -> float:
-    limit = run.settings.update.max_grad_norm
+def _step(
+    run: Run, step: int, evaluate: Callable[..., float], collector: Collector, check: bool
+) -> tuple[float, float | None]:
+    """One step of the optimizer: the loss, and the norm of its gradient where there is one.
+
+    An optimizer that asks for it gets a closure, which evaluates the same micro-batches at whatever weights it has set;
+    metrics are then means over its evaluations, and the gradient is not clipped.
+    """
+    asks = getattr(run.optimizer, "asks", None)
+    norms: list[float] = []
+    if asks is None:
+        loss = evaluate(gradient=True, check=check)
+        norms.append(_gradient_norm(run, run.settings.update.max_grad_norm))
+    elif check:
+        evaluate(gradient=False, check=True)
+    _follow_schedules(run, step)
+    with collect(collector):
+        if asks is None:
+            run.optimizer.step()
+        else:
+
+            def closure() -> float:
+                value = evaluate(gradient=asks == "gradient")
+                if asks == "gradient":
+                    norms.append(_gradient_norm(run, float("inf")))
+                return value
+
+            loss = float(run.optimizer.step(closure))
+    run.policy.version += 1
+    return loss, norms[0] if norms else None
+
+
+def _gradient_norm(run: Run, limit: float) -> float:
+    """Clip the gradient to a norm; returns what it was."""
     norm = float(torch.nn.utils.clip_grad_norm_(run.policy.trainable_parameters(), limit))
     if not np.isfinite(norm):
         raise RunError("the gradient is not finite", hint="the last checkpoint is intact; lower optimizer.lr")
+    return norm
+
+
+def _follow_schedules(run: Run, step: int) -> None:
     if any(isinstance(value, Schedule) for value in run.recipe.single["optimizer"].settings.values()):
         now = optimizer_at(run.recipe, run.policy.trainable_parameters()[:1], step).defaults
         for group in run.optimizer.param_groups:
             group.update(now)
     run.metrics["lr"] = float(run.optimizer.param_groups[-1]["lr"])
-    run.optimizer.step()
-    run.policy.version += 1
-    return norm
 
 
 def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -> Rollouts:
@@ -262,6 +315,7 @@ def _with_reference_means(run: Run, rollouts: Rollouts) -> Rollouts:
 
 def _score_live(run: Run, rollouts: Rollouts, columns: set[str], step: int = 0) -> dict[str, Tensor]:
     """Columns of the rollouts that have weight, 0 elsewhere, by micro-batches. [B,T] each"""
+    policy: Any = run.policy  # a recipe that reads what its kind does not have was refused
     weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
     alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
     out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
@@ -272,7 +326,7 @@ def _score_live(run: Run, rollouts: Rollouts, columns: set[str], step: int = 0) 
         found = run.policy.score(micro, own) if own else {}
         found = found | (run.reference().score(micro) if "logp_ref" in columns else {})
         if "logp_min_p" in columns:
-            found["logp_min_p"] = run.policy.score_min_p(micro, argument(run.recipe, "logp_min_p", step))
+            found["logp_min_p"] = policy.score_min_p(micro, argument(run.recipe, "logp_min_p", step))
         if "logp_tempered" in columns:
             factor = argument(run.recipe, "logp_tempered", step)
             spec = replace(micro.sampling, temperature=micro.sampling.temperature * factor)

@@ -29,14 +29,35 @@ class MasterWeights:
         for parameter in self.parameters:
             parameter.grad = None
 
+    @property
+    def asks(self) -> str | None:
+        """Whether `step` takes a closure, and what it must do (see `coterie.optim`)."""
+        return getattr(self.inner, "asks", None)
+
     @torch.no_grad()
-    def step(self) -> None:
-        for master, parameter in zip(self.masters, self.parameters, strict=True):
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-        self.inner.step()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if closure is None:
+            self._hand_up()
+            loss = self.inner.step()
+        else:
+            loss = self.inner.step(lambda: self._evaluate(closure))
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             master.grad = None
             parameter.copy_(master)
+        return loss
+
+    def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        """The loss, and the gradient if it leaves one, where the masters have been moved to."""
+        with torch.no_grad():
+            for master, parameter in zip(self.masters, self.parameters, strict=True):
+                parameter.copy_(master)
+        loss = closure()
+        self._hand_up()
+        return loss
+
+    def _hand_up(self) -> None:
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            master.grad = None if parameter.grad is None else parameter.grad.float()
 
     def state_dict(self) -> dict[str, Any]:
         return {"masters": self.masters, "inner": self.inner.state_dict()}
