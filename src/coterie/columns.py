@@ -46,6 +46,7 @@ logp_old     | B T    | roll out    | float | log-prob under the policy and samp
 entropy_old  | B T    | roll out    | float | entropy of the decision's distribution when it was taken
 version      | B T    | roll out    | int   | version of the weights that took the decision
 logp         | B T    | policy      | float | current log-prob; carries gradient in the update
+logp_train   | B T    | policy      | float | the trainer's own log-prob just before the update, without gradient
 entropy      | B T    | policy      | float | entropy of the decision's distribution; carries gradient in the update
 spread       | B T    | policy      | float | how much the distributions of the group's rollouts differ at this position
 influence    | B T    | policy      | float | by how much a step on this decision raises the group's correct rollouts

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from coterie import wiring
+from coterie import mismatch, wiring
 from coterie.checkpoint import load_state, save_state
 from coterie.errors import RecipeError, did_you_mean
 from coterie.hardware import reuse_freed_memory
@@ -181,7 +181,8 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
             )
     policy = CausalLM.load(model_spec(recipe, task, checkpoint))
     optimizer = optimize(policy.trainable_parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
-    columns = wiring.wanted(recipe, "policy", "objective") | {"logp"}
+    said = mismatch.correct(recipe, policy.exact)
+    columns = wiring.wanted(recipe, "policy", "objective") - {"logp_train"} | {"logp"}
     run = Run(
         recipe=recipe,
         task=task,
@@ -196,7 +197,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
         process=None if process is None else process.name,
         contest=contest,
     )
-    run.notes += task.notes
+    run.notes += [*task.notes, *([said] if said else [])]
     if checkpoint is not None:
         run.restore(checkpoint)
     return run

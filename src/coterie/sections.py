@@ -46,6 +46,7 @@ class Update(Section):
     tokens_per_microbatch: PositiveInt = Field(16384, description="prompt and completion tokens a forward; memory only")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
     recompute_logp: bool = Field(False, description="take logp_old from a forward of the trainer, not from the sampler")
+    correction: bool = Field(True, description="importance weights where the sampler is not the trainer")
 
 
 class Reference(Section):

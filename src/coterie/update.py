@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coterie import mismatch
 from coterie.clock import Clock
 from coterie.columns import GROUPWISE, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RunError
@@ -18,6 +19,9 @@ from coterie.run import Run, optimizer_at
 from coterie.schedules import Schedule
 from coterie.streams import stream
 from coterie.wiring import wanted
+
+_OWN_LOGP = ("logp_old", "logp_train")
+"""Columns that are the policy's log-prob at a moment before the update."""
 
 
 def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
@@ -162,6 +166,8 @@ def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector:
     single, mask = run.recipe.single, coefficients != 0
     table = run.table(micro, step)
     table |= run.policy.score(micro, run.score_columns)
+    if "logp_train" in table:  # its difference from the sampler's is in the weights: the ratio is what the update moved
+        table["logp_old"] = table["logp_train"]
     table["mask"] = mask  # one loss mask: a dropped decision is in no ratio, surrogate or term
     with collect(collector, mask):
         if "objective.loss" in single:
@@ -189,21 +195,33 @@ def _aggregate(value: Tensor, coefficients: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _observe(collector: Collector, table: dict[str, Any], mask: Tensor) -> None:
-    """Sampler against trainer: how far the recorded log-probs are from the current ones."""
+    """How far the log-probs of the ratio's denominator are from the current ones. They are the sampler's, so that this
+    is the mismatch of sampler and trainer, unless that was measured, and is corrected, apart.
+    """
     gap = finite_or_zero(table["logp"].detach() - table["logp_old"], mask)
-    collector.add("mismatch/mean_abs", gap.abs(), mask)
-    collector.add("mismatch/k3", gap.exp() - 1 - gap, mask)
-    collector.peak("mismatch/max_abs", float(gap.abs().max()))
+    collector.peak("ratio/max_abs_log", float(gap.abs().max()))
+    if "logp_train" not in table:
+        collector.add("mismatch/mean_abs", gap.abs(), mask)
+        collector.add("mismatch/k3", gap.exp() - 1 - gap, mask)
+        collector.peak("mismatch/max_abs", float(gap.abs().max()))
     if "entropy" in table:
         collector.add("entropy/mean", table["entropy"].detach(), mask)
 
 
 def _check_on_policy(run: Run, collector: Collector) -> None:
-    """The first update is on policy: every ratio must be 1, or sampler and trainer do not agree on the policy."""
-    gap = collector.peaks["mismatch/max_abs"]
-    if run.settings.update.staleness == 0 and gap > run.policy.tolerance:
+    """The first update is on policy: every ratio must be 1, or sampler and trainer do not agree on the policy.
+
+    Late batches may differ, and those of an engine that says so; but where the difference is corrected, the ratio is
+    against the trainer's own log-probs, and must be 1 all the same.
+    """
+    gap = collector.peaks["ratio/max_abs_log"]
+    corrected = "logp_train" in wanted(run.recipe, "policy")
+    if not corrected and (run.settings.update.staleness > 0 or not run.policy.exact):
+        return
+    if gap > run.policy.tolerance:
+        other = "those it gave just before" if corrected else "the sampler's"
         raise PolicyError(
-            f"the trainer's log-probs differ from the sampler's by {gap:.3g} on the first update (at most "
+            f"the trainer's log-probs differ from {other} by {gap:.3g} on the first update (at most "
             f"{run.policy.tolerance:g} is rounding)",
             hint="sampler and trainer must use the same weights, precision and sampling spec; run `coterie doctor`",
         )
@@ -228,7 +246,7 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     """Fill in the columns of policy, reference and history that pieces in these slots read, without gradient.
 
     In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used. There
-    update.recompute_logp replaces the sampler's logp_old by the trainer's.
+    update.recompute_logp replaces the sampler's logp_old by the trainer's, as logp_train does wherever a piece read it.
     """
     if "drift" in wanted(run.recipe, "history", slots) and "drift" not in rollouts:
         with clock.phase("reference"), torch.no_grad():
@@ -237,12 +255,18 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     missing = {c for c in wanted(run.recipe, "reference", slots) if c not in rollouts}
     if slots != "objective":
         missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
-    elif run.settings.update.recompute_logp:
-        missing.add("logp_old")
+    elif "logp_train" not in rollouts:
+        missing |= wanted(run.recipe, "policy", slots) & {"logp_train"}
+        if run.settings.update.recompute_logp and not missing & {"logp_train"}:
+            missing.add("logp_old")
     if not missing:
         return rollouts
     with clock.phase("reference"), torch.no_grad():
-        return rollouts.with_columns(**_score_live(run, rollouts, missing))
+        rollouts = rollouts.with_columns(**_score_live(run, rollouts, missing))
+    if "logp_train" in missing:
+        weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
+        mismatch.observe(rollouts["logp_train"], rollouts["logp_old"], weights, rollouts["mask"])
+    return rollouts
 
 
 def _score_live(run: Run, rollouts: Rollouts, columns: set[str]) -> dict[str, Tensor]:
@@ -250,13 +274,13 @@ def _score_live(run: Run, rollouts: Rollouts, columns: set[str]) -> dict[str, Te
     weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
     alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
     out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
-    own = {"logp" if c == "logp_old" else c for c in columns - {"logp_ref"}}
+    own = {"logp" if c in _OWN_LOGP else c for c in columns - {"logp_ref"}}
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
     for rows in microbatches(rollouts.rows(alive), budget, bool(own & GROUPWISE), shared):
         micro = rollouts.rows(alive[rows])
         found = run.policy.score(micro, own) if own else {}
         found = found | (run.reference().score(micro) if "logp_ref" in columns else {})
         for name in columns:
-            value = found["logp" if name == "logp_old" else name]
+            value = found["logp" if name in _OWN_LOGP else name]
             out[name][alive[rows], : value.shape[1]] = value
     return out
