@@ -186,6 +186,19 @@ def test_a_copy_in_bfloat16_samples_follows_the_weights_and_is_corrected(tmp_pat
         assert mine.dtype == torch.bfloat16 and torch.equal(mine, theirs.bfloat16())
 
 
+@pytest.mark.parametrize("model", ["model.lora.r=2", "model.init.family=gpt2"])
+def test_whatever_is_trained_reaches_the_copy(model: str) -> None:
+    run = build(resolve(overrides=[*DENSE, BF16, model]))
+    assert not run.policy.exact
+    step(run)
+    with torch.no_grad():
+        for p in run.policy.trainable_parameters():
+            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    moved = batch_of(run)
+    gap = (moved["logp_train"] - moved["logp_old"])[moved["mask"]]
+    assert 0 < float(gap.abs().mean()) < 0.03
+
+
 def test_a_run_that_samples_from_a_copy_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     from coterie.api import resume
 
