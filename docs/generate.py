@@ -34,6 +34,7 @@ DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "bench" / "results" / "methods"
 BENCHES = DOCS.parent / "bench" / "results"
 CLAIMS = DOCS.parent / "bench" / "results" / "claims"
+STABILITY = DOCS.parent / "bench" / "results" / "stability" / "cells.json"
 HEADINGS = ("Usage", "Formula and symbols", "Metrics it logs", "Differences from the paper", "Results")
 """The same five on every method's page, in this order."""
 COUNTDOWN = "--task countdown model='{init: {layers: 2}}'"
@@ -72,6 +73,7 @@ def pages() -> dict[str, str]:
         "reference/tasks.md": tasks_page(),
         "reference/verifiers.md": verifiers_page(),
         "reference/claims.md": claims_page(),
+        "reference/stability.md": stability_page(),
         "reference/benchmarks.md": benchmarks_page(),
     }
     return out
@@ -391,6 +393,56 @@ def claims_page() -> str:
             "\n".join(f"- {side}" for side in sides), fence("sh", r["command"]),
         ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
+
+
+STABILITY_FIGURES = {
+    "accuracy": "Accuracy at the end", "entropy": "Entropy of the policy, nats",
+    "kl": "KL from the policy that sampled (k3)", "grad_norm": "Gradient norm before clipping",
+}  # fmt: skip
+
+
+def stability_page() -> str:
+    """The cells of bench/stability: who still learns at which lateness, and the figures behind it."""
+    parts = [
+        "# Stale batches: who survives",
+        "Asynchronous training learns from batches that older weights sampled. Here each objective trains the same "
+        "tiny language model on sorting four digits, from the same warm-started weights, by the same number of "
+        "updates; only the age of the batches differs. All share one learning rate, which suits GRPO on policy: a "
+        "method tuned by itself may do better, and small worlds settle nothing about large models.",
+        fence("sh", "python -m bench.stability"),
+    ]  # fmt: skip
+    if not STABILITY.is_file():
+        return "\n\n".join([*parts, "There are no recorded results yet."])
+    recorded = json.loads(STABILITY.read_text(encoding="utf-8"))
+    found = recorded["table"]
+    ages = sorted({int(age) for row in found for age in row["late"]})
+    parts += [
+        "![Accuracy, entropy, KL and gradient norm of every objective by lateness](../img/stability.png)",
+        "Means over seeds; the best over late batches come first. In the first panel ▼ marks an accuracy below that of "
+        "the first weights, ~ one that cannot be told from it.",
+        f"## At {ages[-1]} updates late",
+        "Whether the 95 % interval of the gain over the first weights lies above 0:",
+    ]
+    for verdict in ("learns", "undecided", "falls"):
+        named = [r["objective"] for r in found if r["late"].get(str(ages[-1]), {}).get("verdict") == verdict]
+        parts.append(f"- {verdict}: {', '.join(named) or 'none'}")
+    for figure, title in STABILITY_FIGURES.items():
+        rows = [[escape(r["objective"]), *(spread(r["late"].get(str(age)), figure) for age in ages)] for r in found]
+        parts += [f"## {title}", table(("objective", *(f"{age} late" for age in ages)), rows)]
+    parts += [
+        "± is half the 95 % interval over seeds. Entropy, KL and gradient norm are of the last updates; where they are "
+        "missing, no rollout had anything left to teach.",
+        "## How it was made",
+        "\n".join(f"- {escape(r['objective'])}: `--method {r['method']}`" for r in found),
+        "Every run: " + ", ".join(f"`{setting}`" for setting in recorded["setting"]) + ". The first weights: "
+        + ", ".join(f"`{setting}`" for setting in recorded["first_weights"]) + ".",
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def spread(point: Mapping[str, Any] | None, figure: str) -> str:
+    mean, half = (point or {}).get(figure, (None, None))
+    return "" if mean is None else f"{mean:.2f}" + ("" if half is None else f" ± {half:.2f}")
 
 
 def numbers(figure: Mapping[str, Any]) -> list[str]:

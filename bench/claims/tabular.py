@@ -46,6 +46,7 @@ class Tabular:
 
     shares_prefix = False
     tolerance = 1e-6
+    exact = True
 
     def __init__(self, world: World) -> None:
         self.features, self.stops, self.version = world.features, world.stops, 0

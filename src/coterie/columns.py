@@ -48,6 +48,7 @@ version      | B T    | roll out    | int   | version of the weights that took t
 step_std     | B T    | roll out    | float | standard deviation of a denoising step's noise
 step_size    | B T    | roll out    | float | by how much the noise level falls in a denoising step
 logp         | B T    | policy      | float | current log-prob; carries gradient in the update
+logp_train   | B T    | policy      | float | the trainer's own log-prob just before the update, without gradient
 entropy      | B T    | policy      | float | entropy of the decision's distribution; carries gradient in the update
 spread       | B T    | policy      | float | how much the distributions of the group's rollouts differ at this position
 influence    | B T    | policy      | float | by how much a step on this decision raises the group's correct rollouts
@@ -75,7 +76,7 @@ reward_weights| scalar | loop       | float | weight of each reward component, a
 GROUPWISE = frozenset({"spread", "influence"})
 """Columns of the policy that compare the rollouts of a group, which is then never split."""
 
-BEFORE = frozenset({"logp_min_p", "logp_tempered"})
+BEFORE = frozenset({"logp_min_p", "logp_tempered", "logp_train"})
 """Columns of the policy that are made once a batch, before its first optimizer step, without gradient."""
 
 ARGUMENT = {"logp_min_p": "min_p", "logp_tempered": "temperature"}

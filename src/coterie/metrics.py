@@ -17,11 +17,16 @@ class Collector:
         self.total: dict[str, float] = {}
         self.count: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
+        self.lows: dict[str, float] = {}
         self.mask: Tensor | None = None
 
     def peak(self, name: str, value: float) -> None:
         """Keep the largest value of an update."""
         self.peaks[name] = max(value, self.peaks.get(name, value))
+
+    def low(self, name: str, value: float) -> None:
+        """Keep the smallest value of an update."""
+        self.lows[name] = min(value, self.lows.get(name, value))
 
     def add(self, name: str, value: Tensor | float, mask: Tensor | None) -> None:
         if not isinstance(value, Tensor):
@@ -38,8 +43,12 @@ class Collector:
         self.count[name] = self.count.get(name, 0.0) + count
 
     def means(self) -> dict[str, float]:
-        """Means over the update's decisions, and its largest values."""
-        return {name: self.total[name] / self.count[name] for name in self.total if self.count[name]} | self.peaks
+        """Means over the update's decisions, and its largest and smallest values."""
+        return (
+            {name: self.total[name] / self.count[name] for name in self.total if self.count[name]}
+            | self.peaks
+            | self.lows
+        )
 
 
 _active: ContextVar[Collector | None] = ContextVar("coterie_metrics", default=None)
@@ -52,6 +61,15 @@ def record(name: str, value: Tensor | float, mask: Tensor | None = None) -> None
     collector = _active.get()
     if collector is not None:
         collector.add(name, value, mask)
+
+
+def record_range(name: str, value: Tensor, mask: Tensor) -> None:
+    """Report mean, smallest and largest of a [B,T] value over `mask`, as NAME_mean, NAME_min and NAME_max."""
+    collector = _active.get()
+    if collector is not None and bool(mask.any()):
+        collector.add(f"{name}_mean", value, mask)
+        collector.low(f"{name}_min", float(value[mask].min()))
+        collector.peak(f"{name}_max", float(value[mask].max()))
 
 
 @contextmanager

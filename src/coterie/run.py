@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from coterie import wiring
+from coterie import mismatch, wiring
 from coterie.checkpoint import load_state, save_state
 from coterie.columns import BEFORE
 from coterie.errors import RecipeError, did_you_mean
@@ -195,6 +195,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
             )
     policy = load_policy(recipe, task, checkpoint)
     optimizer = optimize(policy.trainable_parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
+    said = mismatch.correct(recipe, policy.exact)
     columns = (wiring.wanted(recipe, "policy", "objective") - BEFORE) | {"logp"}
     run = Run(
         recipe=recipe,
@@ -210,7 +211,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
         process=None if process is None else process.name,
         contest=contest,
     )
-    run.notes += task.notes
+    run.notes += [*task.notes, *([said] if said else [])]
     if checkpoint is not None:
         run.restore(checkpoint)
     return run

@@ -61,6 +61,7 @@ class Update(Section):
         1.0, gt=0, description="gradient norm is clipped to this; not where an optimizer evaluates the loss itself"
     )
     recompute_logp: bool = Field(False, description="take logp_old from a forward of the trainer, not from the sampler")
+    correction: bool = Field(True, description="importance weights where the sampler is not the trainer")
 
 
 class Reference(Section):

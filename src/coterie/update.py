@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coterie import mismatch
 from coterie.clock import Clock
 from coterie.columns import BEFORE, GROUPWISE, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RunError
@@ -20,6 +21,9 @@ from coterie.run import Run, optimizer_at
 from coterie.schedules import Schedule
 from coterie.streams import stream
 from coterie.wiring import argument, wanted
+
+_OWN_LOGP = ("logp_old", "logp_train")
+"""Columns that are the policy's log-prob at a moment before the update."""
 
 
 def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
@@ -184,6 +188,8 @@ def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector:
     table = run.table(micro, step)
     scored = micro.with_columns(mask=mask) if run.policy.independent else micro
     table |= run.policy.score(scored, run.score_columns)
+    if "logp_train" in table:  # its difference from the sampler's is in the weights: the ratio is what the update moved
+        table["logp_old"] = table["logp_train"]
     table["mask"] = mask  # one loss mask: a dropped decision is in no ratio, surrogate or term
     with collect(collector, mask):
         if "objective.loss" in single:
@@ -211,21 +217,33 @@ def _aggregate(value: Tensor, coefficients: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _observe(collector: Collector, table: dict[str, Any], mask: Tensor) -> None:
-    """Sampler against trainer: how far the recorded log-probs are from the current ones."""
+    """How far the log-probs of the ratio's denominator are from the current ones. They are the sampler's, so that this
+    is the mismatch of sampler and trainer, unless that was measured, and is corrected, apart.
+    """
     gap = finite_or_zero(table["logp"].detach() - table["logp_old"], mask)
-    collector.add("mismatch/mean_abs", gap.abs(), mask)
-    collector.add("mismatch/k3", gap.exp() - 1 - gap, mask)
-    collector.peak("mismatch/max_abs", float(gap.abs().max()))
+    collector.peak("ratio/max_abs_log", float(gap.abs().max()))
+    if "logp_train" not in table:
+        collector.add("mismatch/mean_abs", gap.abs(), mask)
+        collector.add("mismatch/k3", gap.exp() - 1 - gap, mask)
+        collector.peak("mismatch/max_abs", float(gap.abs().max()))
     if "entropy" in table:
         collector.add("entropy/mean", table["entropy"].detach(), mask)
 
 
 def _check_on_policy(run: Run, collector: Collector) -> None:
-    """The first update is on policy: every ratio must be 1, or sampler and trainer do not agree on the policy."""
-    gap = collector.peaks["mismatch/max_abs"]
-    if run.settings.update.staleness == 0 and gap > run.policy.tolerance:
+    """The first update is on policy: every ratio must be 1, or sampler and trainer do not agree on the policy.
+
+    Late batches may differ, and those of an engine that says so; but where the difference is corrected, the ratio is
+    against the trainer's own log-probs, and must be 1 all the same.
+    """
+    gap = collector.peaks["ratio/max_abs_log"]
+    corrected = "logp_train" in wanted(run.recipe, "policy")
+    if not corrected and (run.settings.update.staleness > 0 or not run.policy.exact):
+        return
+    if gap > run.policy.tolerance:
+        other = "those it gave just before" if corrected else "the sampler's"
         raise PolicyError(
-            f"the trainer's log-probs differ from the sampler's by {gap:.3g} on the first update (at most "
+            f"the trainer's log-probs differ from {other} by {gap:.3g} on the first update (at most "
             f"{run.policy.tolerance:g} is rounding)",
             hint="sampler and trainer must use the same weights, precision and sampling spec; run `coterie doctor`",
         )
@@ -283,7 +301,7 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     """Fill in the columns of policy, reference and history that pieces in these slots read, without gradient.
 
     In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used. There
-    update.recompute_logp replaces the sampler's logp_old by the trainer's.
+    update.recompute_logp replaces the sampler's logp_old by the trainer's, as logp_train does wherever a piece read it.
     """
     if "drift" in wanted(run.recipe, "history", slots) and "drift" not in rollouts:
         with clock.phase("reference"), torch.no_grad():
@@ -297,12 +315,16 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
         missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
     else:
         missing |= {c for c in wanted(run.recipe, "policy", slots) & BEFORE if c not in rollouts}
-        if run.settings.update.recompute_logp:
+        if run.settings.update.recompute_logp and "logp_train" not in missing and "logp_train" not in rollouts:
             missing.add("logp_old")
     if not missing:
         return rollouts
     with clock.phase("reference"), torch.no_grad():
-        return rollouts.with_columns(**_score_live(run, rollouts, missing, step))
+        rollouts = rollouts.with_columns(**_score_live(run, rollouts, missing, step))
+    if "logp_train" in missing:
+        weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
+        mismatch.observe(rollouts["logp_train"], rollouts["logp_old"], weights, rollouts["mask"])
+    return rollouts
 
 
 def _with_reference_means(run: Run, rollouts: Rollouts) -> Rollouts:
@@ -319,7 +341,7 @@ def _score_live(run: Run, rollouts: Rollouts, columns: set[str], step: int = 0) 
     weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
     alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
     out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
-    own = {"logp" if c == "logp_old" else c for c in columns - {"logp_ref"} - BEFORE}
+    own = {"logp" if c in _OWN_LOGP else c for c in columns - {"logp_ref"} - (BEFORE - {"logp_train"})}
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
     for rows in microbatches(rollouts.rows(alive), budget, bool(own & GROUPWISE), shared):
         micro = rollouts.rows(alive[rows])
@@ -332,6 +354,6 @@ def _score_live(run: Run, rollouts: Rollouts, columns: set[str], step: int = 0) 
             spec = replace(micro.sampling, temperature=micro.sampling.temperature * factor)
             found["logp_tempered"] = run.policy.score(replace(micro, sampling=spec), {"logp"})["logp"]
         for name in columns:
-            value = found["logp" if name == "logp_old" else name]
+            value = found["logp" if name in _OWN_LOGP else name]
             out[name][alive[rows], : value.shape[1]] = value
     return out

@@ -39,6 +39,7 @@ SPECIAL: dict[str, Any] = {
     "logp_ref": _logp,
     "logp_min_p": lambda rng, t: np.where(rng.random(t["mask"].shape) < 0.2, -np.inf, 0.9 * t["logp_old"]),
     "logp_tempered": lambda rng, t: t["logp_old"] + 0.2 * rng.standard_normal(t["mask"].shape),
+    "logp_train": lambda rng, t: t["logp_old"] + 0.3 * np.sin(9 * t["logp_old"]),  # draws nothing of its own
     "logp": lambda rng, t: t["logp_old"] + 0.35 * rng.standard_normal(t["mask"].shape),
     "spread": lambda rng, t: rng.exponential(1.0, t["mask"].shape),
     "entropy": lambda rng, t: rng.exponential(1.0, t["mask"].shape),
@@ -123,6 +124,7 @@ def table(kind: str = "random", seed: int = 0) -> dict[str, Any]:
     if kind == "huge_ratios":
         t["logp"] = t["logp_old"] + rng.choice([-30.0, 30.0, 0.1, -0.1], t["mask"].shape)
         t["logp_ref"] = t["logp"] + rng.choice([-30.0, 30.0, 0.1, -0.1], t["mask"].shape)
+        t["logp_train"] = t["logp_old"] + 100 * np.sin(9 * t["logp_old"])
     if kind == "all_truncated":
         t["truncated"][:] = True
     if kind in ("all_truncated", "all_equal"):

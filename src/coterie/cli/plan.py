@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coterie import wiring
+from coterie import mismatch, wiring
 from coterie.cli.output import console, print_json, table
 from coterie.policies import kinds
 from coterie.recipe import Recipe
@@ -19,7 +19,9 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     process = process_of(task, recipe.process, recipe.settings.rewards)
     kinds.check(recipe, task)
     wiring.check(recipe, has_verifier=task.verify is not None, has_process=process is not None)
+    said = mismatch.correct(recipe, mismatch.samples_itself(recipe))
     columns, numbers = wiring.uses(recipe), derived(recipe, len(task.train), len(task.held_out))
+    numbers["sampler"] = said or _sampler(recipe)
     contest = contest_of(recipe.judge, recipe.single.get("rewards.pairwise.scheme"), recipe.settings)
     if contest is not None:
         shown = contest.shown(recipe.settings.rollout.group_size) * recipe.settings.draw.prompts
@@ -73,6 +75,12 @@ def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
         "reference policy": f"{s.reference.update}" if wiring.reads_reference(recipe) else "not loaded",
         "evaluations": 2 + (s.steps - 1) // s.evaluation.every if s.evaluation.every else 2,
     }
+
+
+def _sampler(recipe: Recipe) -> str:
+    if "logp_train" in wiring.wanted(recipe, "policy"):
+        return "what it differs from the trainer by is corrected"
+    return "the weights that are trained: its log-probs are the trainer's own, no correction"
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

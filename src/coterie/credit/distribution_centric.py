@@ -20,9 +20,9 @@ class distribution_centric:
 
     rho = exp(logp_tempered - logp_old), both before the update, is what a decision would weigh had it been drawn at the
     run's temperature times `hot` (while the last batch's mean -logp_old is at most `target`) or `cold` (above it).
-    alpha = a / (1 + a) with a = min(|target - that mean|, cap) / the share of right rollouts: it
-    grows with the distance. It is 0 where nobody is right, and on the first batch, before which there is no mean. Log rho is
-    limited to 20.
+    alpha = a / (1 + a) with a = min(|target - that mean|, cap) / the share of right rollouts: it grows with the
+    distance. It is 0 where nobody is right, and on the first batch, before which there is no mean. Log rho is limited
+    to 20.
     """
 
     def __init__(self, *, target: float = 0.5, hot: float = 1.2, cold: float = 0.8, cap: float = 0.1) -> None:

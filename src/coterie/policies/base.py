@@ -36,6 +36,10 @@ class Policy(Protocol):
     def shares_prefix(self) -> bool: ...
 
     @property
+    def exact(self) -> bool:
+        """Whether the log-probs captured while sampling are the trainer's own, but for rounding."""
+
+    @property
     def tolerance(self) -> float:
         """The most by which a captured log-prob may differ from a recomputed one by rounding alone."""
 

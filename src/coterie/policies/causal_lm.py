@@ -23,6 +23,7 @@ from coterie.policies.split import SplitModel
 from coterie.policies.state import copy_state, trainable
 from coterie.reductions import group_sum
 from coterie.rollout.engines.base import Generation, Progress, Request, Until
+from coterie.rollout.engines.copied import CopiedEngine
 from coterie.rollout.engines.local import LocalEngine, evaluating
 from coterie.rollout.engines.sampling import measure
 from coterie.rollouts import Prompt, Rollouts, Sampling
@@ -52,7 +53,7 @@ class CausalLM:
         with evaluating(model):
             self._split = SplitModel(model)
             self._shared = SharedPrefix(self._split) if spec.shared_prefix else None
-        self.engine = LocalEngine(model, tokenizer, context=_context(model, spec), shared=self._shared)
+        self.engine = self._make_engine()
         if spec.gradient_checkpointing:
             settings: dict[str, Any] = {"use_reentrant": False}
             if self._shared is not None:
@@ -60,6 +61,19 @@ class CausalLM:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
             for layer in self._checkpointed_layers():
                 _disable_own_dropout(layer)
+
+    def _make_engine(self) -> LocalEngine | CopiedEngine:
+        context = _context(self.model, self.spec)
+
+        def on_copy(twin: Any) -> LocalEngine:
+            with evaluating(twin):
+                shared = SharedPrefix(SplitModel(twin)) if self.spec.shared_prefix else None
+            return LocalEngine(twin, self.tokenizer, context=context, shared=shared)
+
+        dtype = getattr(torch, self.spec.sample_dtype) if self.spec.sample_dtype else self.model.dtype
+        if dtype != self.model.dtype:
+            return CopiedEngine(self.model, dtype, on_copy, context)
+        return LocalEngine(self.model, self.tokenizer, context=context, shared=self._shared)
 
     @classmethod
     def load(cls, spec: ModelSpec, *, tokenizer: Any = None) -> CausalLM:
@@ -78,6 +92,11 @@ class CausalLM:
     def shares_prefix(self) -> bool:
         """Whether scoring encodes the prompt of a group once, however many rollouts answer it."""
         return self._shared is not None and self._shared.exact and self._split.exact
+
+    @property
+    def exact(self) -> bool:
+        """Whether the engine's log-probs are those that `score` gives, up to rounding."""
+        return self.engine.exact
 
     @property
     def tolerance(self) -> float:
@@ -110,7 +129,7 @@ class CausalLM:
     # Sampling
 
     def generate(self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None) -> Generation:
-        """Complete requests with the local engine."""
+        """Complete requests with the engine."""
         return self.engine.generate(requests, entropy=entropy, until=until)
 
     def rollout(

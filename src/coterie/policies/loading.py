@@ -34,6 +34,9 @@ class ModelSpec(BaseModel):
     """Random weights of `init` and of new LoRA adapters."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """`auto` is the dtype the checkpoint was saved in."""
+    sample_dtype: Literal["float32", "bfloat16"] | None = None
+    """Sample from a copy of the weights in this precision; none samples from the weights that are trained. The update
+    corrects for the difference (update.correction)."""
     device: str = "auto"
     """`auto` is CUDA where there is one, else the CPU."""
     lora: LoraSpec | None = None

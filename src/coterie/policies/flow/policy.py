@@ -51,12 +51,15 @@ class FlowPolicy:
         "entropy": "the noise of a step is fixed, so its entropy has no gradient",
         "spread": "it compares distributions over tokens",
         "influence": "it is worked out at the output layer of a language model",
+        "logp_min_p": "it cuts unlikely tokens",
+        "logp_tempered": "the noise of a step has no temperature",
     }
     """Columns that it does not have, each with the reason."""
     independent = True
     """Whether the score of a decision does not need the others' of its rollout."""
     shares_prefix = False
     has_adapters = False
+    exact = True
 
     def __init__(self, model: FlowTransformer, spec: FlowSpec) -> None:
         self.model, self.spec = model.eval(), spec

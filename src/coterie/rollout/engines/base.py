@@ -54,6 +54,10 @@ Until = Callable[[Progress], bool]
 
 
 class Engine(Protocol):
+    exact: bool
+    """Whether its log-probs are the trainer's own, up to rounding: the weights that are trained, in their precision.
+    Where they are not, the update corrects for that (see `coterie.mismatch`)."""
+
     def generate(
         self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None
     ) -> Generation: ...

@@ -88,6 +88,7 @@ class LocalEngine:
     finish (continuous batching). With `shared`, where the model allows it, a prompt's keys and values are kept once for
     all its samples. `forbid` are token ids that
     are never sampled (media placeholders, say); they leave the support, so scoring must leave them out too.
+    Its log-probs are the trainer's own (`exact`) if `model` is what is trained.
     `context` bounds prompt plus completion and defaults to the model's `max_position_embeddings`.
     """
 
@@ -102,6 +103,7 @@ class LocalEngine:
         context: int | None = None,
         shared: SharedPrefix | None = None,
     ) -> None:
+        self.exact = True
         self.model, self.tokenizer = model, tokenizer
         self.shares_prefix = shared is not None and shared.exact
         self.decoder: Any = SharedDecoder(shared) if shared is not None and shared.exact else CachedDecoder(model)
