@@ -114,7 +114,7 @@ def _credit_seconds(slug: str, runs: int) -> tuple[list[float], dict[str, float]
         return out
 
     recipe = resolve(method=slug, values={"task": "sort", "rollout.max_tokens": T, "rollout.group_size": GROUP})
-    run: Any = SimpleNamespace(recipe=recipe, settings=recipe.settings, history=History())
+    run: Any = SimpleNamespace(recipe=recipe, settings=recipe.settings, history=History(), budget=T)
     run.reward_weights = dict.fromkeys(_table(recipe)["components"], 1.0)
     run.table = lambda rollouts, step: Run.table(run, rollouts, step)
     seconds: list[float] = []

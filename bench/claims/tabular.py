@@ -44,7 +44,8 @@ class World:
 class Tabular:
     """What the loop asks of a policy."""
 
-    shares_prefix = False
+    shares_prefix = independent = False
+    exact = True
     tolerance = 1e-6
     exact = True
 
@@ -119,6 +120,7 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
         score_columns={"logp", "entropy"}, history=History(), curriculum=recipe.single["draw.curriculum"],
         optimizer=optimizer_at(recipe, policy.trainable_parameters(), 0), reference=lambda: old,
         whole_groups=any(b.piece.whole_groups for _, b in recipe.all_bound()), needs_reference=lambda: True,
+        budget=settings.rollout.max_tokens,
     )  # fmt: skip
     run.table = lambda rollouts, step: Run.table(run, rollouts, step)
     serial = recipe.single["rollout.strategy"].piece.slug == "serial_exit"

@@ -81,7 +81,7 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
         return run.strategy(
             {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
              "entropy": entropy, "count": count, "prompt_at": run.prompt, "step": step,
-             "ended": ended if ahead.functions else None},
+             "ended": ended if ahead.functions else None, "world": run.task.world},
             step,
         )  # fmt: skip
 
@@ -96,6 +96,8 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) ->
         order = rollouts["groups"].tolist()
         rows = [rollouts.prompts[g].row for g in order]
         ids = _completion_ids(rollouts)
+        if rollouts.episodes:
+            rows = [{**row, "episode": episode} for row, episode in zip(rows, rollouts.episodes, strict=True)]
         steps = _steps(run, rollouts) if run.process is not None else []
         if steps:
             rows = [{**row, process.STEPS: texts} for row, (_, texts) in zip(rows, steps, strict=True)]
@@ -105,7 +107,7 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) ->
             scores.components[run.contest.judge.name] = _compare(run, run.contest, rollouts, step, round_)
         components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
         new: dict[str, Any] = {"components": components, "rewards": _combine(components, run.reward_weights)}
-        if run.task.verify is not None:
+        if run.task.verify is not None or rollouts.episodes:
             known = components.get(run.task.verdict or "")
             new["correct"] = known > 0.5 if known is not None else verdicts(run.task, rollouts)
         for outcome in ("error", "timeout", "none"):

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from coterie.environments.base import World
 from coterie.evaluation import summarise
 from coterie.policies.base import Policy
+from coterie.rollout.episodes import play
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sampling import held_out as held_out_spec
 from coterie.sampling import probe
@@ -22,11 +24,11 @@ WAVE = 512
 
 def evaluate(policy: Policy, task: Task, settings: Settings) -> dict[str, float]:
     """{"eval/…"}: avg@k, pass@k, maj@k and length with bootstrap intervals; greedy accuracy beside it."""
-    if task.verify is None or len(task.held_out) == 0:
+    if not task.judges or len(task.held_out) == 0:
         return {}
     spec, r = settings.evaluation, settings.rollout
     rows = [task.held_out[i] for i in range(min(spec.prompts, len(task.held_out)))]
-    rollouts = complete(policy, rows, held_out_spec(settings, task), spec.samples, settings.seed, "eval")
+    rollouts = complete(policy, rows, held_out_spec(settings, task), spec.samples, settings.seed, "eval", task.world)
     k = spec.samples
     correct = verdicts(task, rollouts).view(len(rows), k)
     given = [task.answer(text) for text in rollouts.texts] if task.answer is not None else rollouts.texts
@@ -40,7 +42,8 @@ def evaluate(policy: Policy, task: Task, settings: Settings) -> dict[str, float]
         ks=sorted({1, k}),
     )
     if spec.greedy and task.latent is None:
-        greedy = complete(policy, rows, Sampling(0.0, max_tokens=r.max_tokens, stop=tuple(r.stop)), 1, 0, "greedy")
+        argmax = Sampling(0.0, max_tokens=r.max_tokens, stop=tuple(r.stop))
+        greedy = complete(policy, rows, argmax, 1, 0, "greedy", task.world)
         out["eval/greedy"] = float(verdicts(task, greedy).float().mean())
     return out
 
@@ -49,25 +52,36 @@ def accuracy(policy: Policy, task: Task, settings: Settings, *, held_out: bool, 
     """Sampled accuracy on a few problems, one completion each, at the rollouts' temperature."""
     source = task.held_out if held_out else task.train
     rows = [source[i] for i in range(min(settings.evaluation.prompts, len(source)))]
-    made = complete(policy, rows, probe(settings, task), 1, settings.seed, f"probe{key}")
+    made = complete(policy, rows, probe(settings, task), 1, settings.seed, f"probe{key}", task.world)
     return float(verdicts(task, made).float().mean())
 
 
 def complete(
-    policy: Policy, rows: Sequence[dict[str, Any]], sampling: Sampling, samples: int, seed: int, purpose: str
+    policy: Policy,
+    rows: Sequence[dict[str, Any]],
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+    purpose: str,
+    world: World | None = None,
 ) -> Rollouts:
-    """`samples` completions of every row's prompt, seeds keyed by purpose, row and sample."""
+    """`samples` completions (episodes, in a world) of every row's prompt, seeds keyed by purpose, row and sample."""
     parts = []
     per_wave = max(WAVE // samples, 1)
     for start in range(0, len(rows), per_wave):
         some = rows[start : start + per_wave]
         prompts = [Prompt(policy.encode(row["prompt"]), row) for row in some]
         seeds = [[stream(seed, purpose, start + i, k) for k in range(samples)] for i in range(len(some))]
-        parts.append(policy.rollout(prompts, seeds, sampling))
+        if world is None:
+            parts.append(policy.rollout(prompts, seeds, sampling))
+        else:
+            parts.append(play(policy, prompts, seeds, sampling, world))
     return Rollouts.concat(parts)
 
 
 def verdicts(task: Task, rollouts: Rollouts) -> torch.Tensor:
+    if rollouts.episodes:
+        return torch.tensor([e.failed is None and e.success for e in rollouts.episodes])
     assert task.verify is not None
     rows = [rollouts.prompts[g].row for g in rollouts["groups"].tolist()]
     return torch.tensor([bool(task.verify(t, r)) for t, r in zip(rollouts.texts, rows, strict=True)])

@@ -18,6 +18,7 @@ from coterie import methods, pieces
 from coterie.errors import RecipeError, did_you_mean
 from coterie.layers import Layer, from_dotted, leaves, read_override, read_yaml_file
 from coterie.pieces import BoundPiece
+from coterie.schedules import looks_like_schedule
 from coterie.sections import DEFAULTS, LEAVES, SECTIONS, Settings
 
 SINGLE = {
@@ -273,6 +274,8 @@ def _split(
         slug, settings = next(iter(value.items()), ("", None))
         if len(value) == 1 and (settings is None or isinstance(settings, Mapping)):
             known = any(p.slug in (slug, slug.replace("-", "_")) for p in pieces.all_pieces(kind))
+            if known and current is not None and slug != current and looks_like_schedule(settings):
+                known = slug not in pieces.get(kind, current).settings  # a piece that is named like a setting of this
             if known or current is None or slug not in pieces.get(kind, current).settings:
                 return slug, settings or {}
         if current is not None:

@@ -100,6 +100,8 @@ class Rollouts:
     was sampled is what is trained on."""
     media: dict[str, Tensor] = field(default_factory=dict)
     """What only the policy reads, by name, a row each and any shape behind: the states of a denoised sample."""
+    episodes: list[Any] = field(default_factory=list)
+    """What became of each row in a world of many turns (`coterie.environments.Episode`), for graders."""
 
     def __post_init__(self) -> None:
         dims: dict[str, int] = {}
@@ -110,6 +112,8 @@ class Rollouts:
         for name, value in self.media.items():
             if len(value) != len(self):
                 raise ShapeError(f"Rollouts has {len(self)} rows and {len(value)} of media '{name}'")
+        if self.episodes and len(self.episodes) != len(self):
+            raise ShapeError(f"Rollouts has {len(self)} rows and {len(self.episodes)} episodes")
 
     def __len__(self) -> int:
         return int(self.columns["groups"].shape[0])  # type: ignore[union-attr]
@@ -135,7 +139,9 @@ class Rollouts:
             width = int(used[-1]) + 1 if len(used) else 1
             picked = {n: _map(v, lambda t, n=n: t[:, :width] if _has_t(n, t) else t) for n, v in picked.items()}
         texts = [self.texts[i] for i in index.tolist()] if self.texts else []
-        return replace(self, columns=picked, texts=texts, media={n: m[index] for n, m in self.media.items()})
+        episodes = [self.episodes[i] for i in index.tolist()] if self.episodes else []
+        media = {n: m[index] for n, m in self.media.items()}
+        return replace(self, columns=picked, texts=texts, media=media, episodes=episodes)
 
     @staticmethod
     def concat(parts: Sequence[Rollouts]) -> Rollouts:
@@ -162,6 +168,7 @@ class Rollouts:
         return Rollouts(
             [q for p in parts for q in p.prompts], out, parts[0].sampling, [t for p in parts for t in p.texts],
             {name: torch.cat([p.media[name] for p in parts]) for name in parts[0].media},
+            [e for p in parts for e in p.episodes],
         )  # fmt: skip
 
 
@@ -172,7 +179,9 @@ def _has_t(name: str, tensor: Tensor) -> bool:
 def _widen(name: str, tensor: Tensor, width: int) -> Tensor:
     if tensor.dim() == 1 or tensor.shape[1] == width:
         return tensor
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=-1 if name == "turn" else 0)
+    return torch.nn.functional.pad(
+        tensor, (0, width - tensor.shape[1]), value=-1 if name in ("turn", "state_key") else 0
+    )
 
 
 def _follow(parent: Tensor, index: Tensor, count: int) -> Tensor:

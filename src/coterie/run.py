@@ -182,7 +182,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
     task = build_task(recipe)
     process = process_of(task, recipe.process, recipe.settings.rewards)
     kinds.check(recipe, task)
-    wiring.check(recipe, has_verifier=task.verify is not None, has_process=process is not None)
+    wiring.check(recipe, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
     contest = contest_of(recipe.judge, recipe.single.get("rewards.pairwise.scheme"), recipe.settings)
     judge = None if contest is None else contest.judge
     functions, weights = rewards_of(task, recipe.functions, recipe.settings.rewards, judge)

@@ -26,7 +26,7 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
         raise RecipeError(
             f"task '{run.task.name}' has no reference completions to warm-start on", hint="warm_start.steps=0"
         )
-    if spec.stop_at is not None and run.task.verify is None:
+    if spec.stop_at is not None and not run.task.judges:
         raise RecipeError("warm_start.stop_at needs a task with a verifier", hint="leave stop_at out")
     sft = sft_steps(run, spec.lr, spec.batch)
     loss, reached, done = float("nan"), None, 0

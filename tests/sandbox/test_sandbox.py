@@ -35,7 +35,7 @@ def test_programs_get_input_and_files_and_give_output(backend: str) -> None:
         ("import time; time.sleep(60)", "timeout"),
         ("x = []\nwhile True: x.append(bytearray(1 << 20))", "memory"),
         ("while True: print('x' * 10000)", "output"),
-        ("import os, time\nfor _ in range(40):\n    if os.fork() == 0: time.sleep(60)", "error processes"),
+        ("import os, time\nfor _ in range(40):\n    if os.fork() == 0: time.sleep(60)", "error processes memory"),
     ],
 )
 def test_each_limit_ends_a_program_and_is_named(backend: str, code: str, outcome: str) -> None:

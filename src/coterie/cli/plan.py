@@ -18,7 +18,7 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     task = build_task(recipe)
     process = process_of(task, recipe.process, recipe.settings.rewards)
     kinds.check(recipe, task)
-    wiring.check(recipe, has_verifier=task.verify is not None, has_process=process is not None)
+    wiring.check(recipe, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
     said = mismatch.correct(recipe, mismatch.samples_itself(recipe))
     columns, numbers = wiring.uses(recipe), derived(recipe, len(task.train), len(task.held_out))
     numbers["sampler"] = said or _sampler(recipe)

@@ -29,7 +29,7 @@ def draw(run: Run, path: Path) -> None:
     by_class = {row["prompt"]: row for row in (run.task.held_out[i] for i in range(len(run.task.held_out)))}
     rows = [by_class[name] for name in latent.classes if name in by_class][:SHOWN]
     made = complete(run.policy, rows, held_out(run.settings, run.task), EACH, run.settings.seed, "picture")
-    right = verdicts(run.task, made).tolist() if run.task.verify is not None else [True] * len(made)
+    right = verdicts(run.task, made).tolist() if run.task.judges else [True] * len(made)
     figure = _grid(made, right, latent) if len(latent.shape) == 2 else _plot(made, latent)
     path.parent.mkdir(exist_ok=True)
     with replacing(path, "the samples") as temporary:

@@ -117,6 +117,11 @@ class CausalLM:
         """Each token's own text, for people to look at."""
         return self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
 
+    def reply(self, prompt: Any, observation: Any, said: Sequence[int]) -> tuple[int, ...]:
+        """Token ids of an observation after an action whose tokens end `said` (see `tokenizers.reply`)."""
+        ended = bool(said) and said[-1] == self.tokenizer.eos_token_id
+        return tokenizers.reply(self.tokenizer, prompt, observation, ended)
+
     def decision_texts(self, rollouts: Rollouts) -> list[list[str]]:
         """The text of each token that was chosen."""
         rows = zip(rollouts["tokens"].cpu(), rollouts["mask"].cpu(), strict=True)

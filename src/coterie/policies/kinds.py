@@ -52,6 +52,17 @@ def check(recipe: Recipe, task: Task) -> None:
                 hint=f"task '{task.name}' is sampled by {kind.decisions}: choose a piece that does not read it",
             )
     strategy = recipe.single["rollout.strategy"].piece
+    if task.world is not None:
+        if "world" not in (*strategy.required, *strategy.optional):
+            raise RecipeError(
+                f"rollout.strategy={strategy.slug} completes prompts, and task '{task.name}' is played in many turns",
+                hint="rollout.strategy=plain",
+            )
+        if recipe.process is not None:
+            raise RecipeError(
+                f"rewards.process scores steps of a text, and task '{task.name}' scores its turns",
+                hint="leave rewards.process out",
+            )
     if strategy.decisions not in (None, kind.decisions):
         raise RecipeError(
             f"rollout.strategy={strategy.slug} drives a policy of {strategy.decisions}, and task '{task.name}' is "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coterie.errors import PolicyError
 
 Message = dict[str, Any]
+_STAND_IN = "\u2043action\u2043"
+"""Stands for an action while a template is rendered; nobody writes that."""
 
 
 def encode(tokenizer: Any, prompt: str | Sequence[Message], system: str | None = None) -> tuple[int, ...]:
@@ -66,6 +68,39 @@ def _encode_messages(tokenizer: Any, messages: list[Message]) -> tuple[int, ...]
         ) from error
     _check_characters(tokenizer, text)
     return tuple(_ids(tokenizer, text))
+
+
+def reply(
+    tokenizer: Any, prompt: str | Sequence[Message], observation: str | Mapping[str, Any], ended: bool
+) -> tuple[int, ...]:
+    """Token ids of what stands between an action and the next one: the observation, and what a chat template puts
+    around it. `ended`: the action ended with its own end-of-turn token, which is then not repeated.
+
+    In a conversation an observation is a message (text is one of the user). The template renders the prompt, a stand-in
+    for the action and the observation; what comes after the stand-in is encoded. What was sampled is never rendered.
+    Raises PolicyError where the template hides the action or makes something else of it.
+    """
+    if isinstance(prompt, str):
+        if not isinstance(observation, str):
+            raise PolicyError(
+                "the environment answers with a message, and the prompt is plain text",
+                where="reply",
+                hint="give conversational prompts, or observations that are text",
+            )
+        return encode_completion(tokenizer, observation)
+    message = {"role": "user", "content": observation} if isinstance(observation, str) else dict(observation)
+    messages = [*prompt, {"role": "assistant", "content": _STAND_IN}, message]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    _, found, after = text.partition(_STAND_IN)
+    if not found or _STAND_IN in after:
+        raise PolicyError(
+            "the chat template does not show what the assistant said as it is",
+            where="reply",
+            hint="give another template: model.chat_template=PATH",
+        )
+    ids = _ids(tokenizer, after)
+    eos = tokenizer.eos_token_id
+    return tuple(ids[1:] if ended and ids[:1] == [eos] else ids)
 
 
 def encode_completion(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from coterie.environments.base import World
 from coterie.errors import RecipeError
 from coterie.rewards.functions import WeightedReward
 from coterie.tasks.split import Row
@@ -46,8 +47,20 @@ class Task:
     vocabulary: str | None = None
     latent: Latent | None = None
     """Where samples are arrays that a policy denoises: then completions are arrays, and a prompt is a class."""
+    world: World | None = None
+    """Where rollouts are episodes of many turns: then `verify` is not asked, the episode knows."""
     notes: list[str] = field(default_factory=list)
     """What happened to the data on the way in, for example rows dropped because they were held out too."""
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Columns that come of its world."""
+        return frozenset() if self.world is None else frozenset({"turn", "step_rewards", "state_key"})
+
+    @property
+    def judges(self) -> bool:
+        """Whether it says what is right: by a verifier, or by its world."""
+        return self.verify is not None or self.world is not None
 
 
 @dataclass

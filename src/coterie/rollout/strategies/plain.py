@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from coterie.environments.base import World
 from coterie.pieces import strategy
+from coterie.rollout.episodes import play
 from coterie.rollouts import Prompt, Rollouts, Sampling
 
 
@@ -17,6 +19,12 @@ def plain(
     sampling: Sampling,
     entropy: bool,
     ended: Callable[[int, str], None] | None = None,
+    world: World | None = None,
 ) -> Rollouts:
-    """One independent rollout a seed, for every prompt. Those that have ended are graded while others go on."""
+    """One independent rollout a seed, for every prompt. Those that have ended are graded while others go on.
+
+    Where the task has a world, a rollout is an episode of many turns in it.
+    """
+    if world is not None:
+        return play(policy, prompts, seeds, sampling, world, entropy=entropy)
     return policy.rollout(prompts, seeds, sampling, entropy=entropy, ended=ended)

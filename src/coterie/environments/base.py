@@ -1,0 +1,93 @@
+"""A world that answers actions: what a policy of many turns acts in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from coterie.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an action leads to. `observation` is text the policy reads next, or a message ({"role": "tool", …}) where
+    prompts are conversations. `info` goes to reward functions with the episode; its "success" is the verdict and its
+    "state" the state's key, where that is more than the observation.
+    """
+
+    observation: str | Mapping[str, Any]
+    reward: float = 0.0
+    done: bool = False
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Environment(Protocol):
+    """One episode at a time. The policy has read the row's prompt, which says where things stand at the beginning.
+
+    Either method may be a coroutine. An exception ends the episode, which then has no reward and leaves its group; an
+    action that cannot be understood is no exception: say so in the observation.
+    """
+
+    def reset(self, row: Mapping[str, Any]) -> Any:
+        """Begin the episode of a row of the task. What it returns, if anything, is the key of the first state."""
+
+    def step(self, action: str) -> Step | Awaitable[Step]:
+        """Answer an action, as the policy wrote it."""
+
+
+@dataclass(frozen=True)
+class World:
+    """How a task's episodes are played. Rollouts of a task with a world have many turns.
+
+    make: a new environment. turns: the most actions of an episode. turn_tokens: the most tokens of an action; the whole
+    episode, observations included, has rollout.max_tokens. timeout: seconds a call of the environment may take; with
+    one, each environment lives in a process of its own that can be killed. most_failed: the share of a batch's episodes
+    that may fail before the run ends with an error.
+    """
+
+    make: Callable[[], Environment]
+    turns: int = 8
+    turn_tokens: int | None = None
+    timeout: float | None = None
+    most_failed: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("turns", "turn_tokens", "timeout"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise RecipeError(f"{name} of an environment must be above 0, got {value}", hint=f"{name}=8")
+
+
+@dataclass
+class Episode:
+    """What became of one rollout: given to reward functions as the column `episode`."""
+
+    rewards: list[float] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
+    observations: list[Any] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    """Key of the state in which each action was taken."""
+    infos: list[Mapping[str, Any]] = field(default_factory=list)
+    done: bool = False
+    failed: str | None = None
+    """Why the environment broke down, if it did."""
+
+    @property
+    def total(self) -> float:
+        return float(sum(self.rewards))
+
+    @property
+    def turns(self) -> int:
+        return len(self.actions)
+
+    @property
+    def success(self) -> bool:
+        """What the environment last said of "success", else whether the rewards add up to more than 0."""
+        said = [info["success"] for info in self.infos if "success" in info]
+        return bool(said[-1]) if said else self.total > 0
+
+
+def episode_return(completions: list[Any], episode: list[Episode], **_: Any) -> list[float | None]:
+    """The reward of a task with a world: the sum of the steps' rewards, nothing for episodes that failed."""
+    return [None if e.failed is not None else e.total for e in episode]
