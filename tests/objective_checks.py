@@ -17,7 +17,8 @@ from coterie.objectives.aggregations import constant, sequence, token
 Value = Callable[[dict[str, Any]], Tensor]
 """A table of tensors to the loss, [B] or [B,T]."""
 Oracle = Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray]]
-"""A table of arrays to the loss, [B] or [B,T], and its derivative by each log-prob, [B,T]."""
+"""A table of arrays to the loss, [B] or [B,T], and its derivative by each log-prob, [B,T]. Where the loss of a decision
+depends on others of its rollout: [B,T,T], of decision t by the log-prob of decision u."""
 AGGREGATIONS: dict[str, Value] = {
     "token": lambda t: token(t["weights"], t["mask"], t["groups"]),
     "sequence": lambda t: sequence(t["weights"], t["mask"], t["groups"]),
@@ -54,7 +55,11 @@ def compare(
     for name in AGGREGATIONS:
         c = coefficients(name, n["weights"], n["mask"], n["groups"], length=inputs.BUDGET)
         loss, gradient, out = differentiate(value, t, name)
-        wanted_loss, wanted_gradient = chain(wanted, derivative, c)
+        wanted_loss, wanted_gradient = chain(wanted, derivative if derivative.ndim == 2 else 0 * c, c)
+        if derivative.ndim == 3:
+            wanted_gradient = np.array(
+                [[c[i] @ by[:, u] for u in range(c.shape[1])] for i, by in enumerate(derivative)]
+            )
         scale = max(1.0, float(np.abs(wanted_gradient).max()), abs(wanted_loss))
         assert abs(loss - wanted_loss) <= tolerance * scale, name
         np.testing.assert_allclose(gradient, wanted_gradient, rtol=tolerance, atol=tolerance * scale)

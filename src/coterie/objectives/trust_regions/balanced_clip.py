@@ -29,7 +29,7 @@ def balanced_clip(
     high_step: float = 0.05,
     dual: float | None = 3.0,
 ) -> Tensor:
-    """min(r A, clip(r, lo_g, hi_g) A), bounded below by dual * A where A < 0; to be maximised. [B,T] or [B], as the ratio
+    """min(r A, clip(r, lo_g, hi_g) A), at least dual * A where A < 0; to be maximised. [B,T] or [B], as the ratio
 
     Bounds are ratio values, one pair a group, detached. With c = min(r, hi) where A >= 0 and max(r, lo) where A < 0,
     the balance is the sum of c A over good decisions over that of -c A over bad ones. While it is below `target`, lo
