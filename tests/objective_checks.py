@@ -99,3 +99,22 @@ def example(ratio: list[list[float]], advantages: Any, lengths: list[int], old: 
     n = {"mask": mask, "logp_old": before, "logp": before + np.log(r), "advantages": np.array(advantages, dtype=float)}
     n |= {"weights": np.ones(len(r)), "groups": np.zeros(len(r), dtype=int), "lengths": mask.sum(-1), "budget": 4}
     return inputs.tensors(n)
+
+
+def compare_groups(
+    value: Value, oracle: Callable[[dict[str, Any]], tuple[dict[int, float], dict[int, np.ndarray]]], n: dict[str, Any],
+    tolerance: float = 1e-9,
+) -> None:  # fmt: skip
+    """For a loss whose value at each rollout is its group's: values and gradients by group, NaN where the mask is off."""
+    values, slopes = oracle(n)
+    t = inputs.tensors(n)
+    t = {name: inputs.garbage(name, v, t["mask"]) if name in FILTHY else v for name, v in t.items()}
+    t["logp"].requires_grad_()
+    got = value(t)
+    want = np.array([values[int(g)] for g in n["groups"]])
+    np.testing.assert_allclose(got.detach().numpy(), want, rtol=tolerance, atol=tolerance)
+    for g, slope in slopes.items():
+        first = int(np.nonzero(n["groups"] == g)[0][0])
+        (gradient,) = torch.autograd.grad(got[first], t["logp"], retain_graph=True)
+        size = max(1.0, float(np.abs(slope).max()))
+        np.testing.assert_allclose(gradient.numpy(), slope, rtol=tolerance, atol=tolerance * size)
