@@ -105,7 +105,7 @@ def compare_groups(
     value: Value, oracle: Callable[[dict[str, Any]], tuple[dict[int, float], dict[int, np.ndarray]]], n: dict[str, Any],
     tolerance: float = 1e-9,
 ) -> None:  # fmt: skip
-    """For a loss whose value at each rollout is its group's: values and gradients by group, NaN where the mask is off."""
+    """A loss whose value at each rollout is its group's: values and gradients by group, NaN where the mask is off."""
     values, slopes = oracle(n)
     t = inputs.tensors(n)
     t = {name: inputs.garbage(name, v, t["mask"]) if name in FILTHY else v for name, v in t.items()}

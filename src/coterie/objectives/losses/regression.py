@@ -26,7 +26,7 @@ def regression(
     """(A_i - (rho_i - mean_g rho) / (std_g rho + eps))^2, to be minimised, rho_i the sum of log-ratios. [B]
 
     scale="none" does not divide. Gradient flows through mean and std, which are over the group's rollouts with weight
-    (ddof 1); std has none where all rho are equal, as before the first step. Of advantages a decision it takes the mean.
+    (ddof 1); std has none where all rho are equal, as before the first step. Advantages a decision count by their mean.
     """
     live = mask & (per_decision(weights, mask) != 0)
     there = live.any(-1).to(logp.dtype)
