@@ -16,6 +16,8 @@ from coterie.objectives.losses import discriminative
 
 NAMES = ("logp", "logp_old", "rewards", "lengths", "groups", "weights", "mask", "budget")
 
+READ = ("logp", "logp_old", "rewards", "groups")
+
 
 def value(**settings: Any) -> Any:
     return lambda t: discriminative(*(t[c] for c in NAMES), **settings)
@@ -46,8 +48,7 @@ def test_value_and_gradient_against_the_oracle(kind: str, settings: dict[str, An
         if kind == "huge_ratios":  # beyond the limits of exp nothing but the sign of a gradient is of interest
             n["logp"] = np.clip(n["logp"], n["logp_old"] - 5, n["logp_old"] + 5)
         live = n["mask"] & (n["weights"] != 0)[:, None]
-        columns = ("logp", "logp_old", "rewards", "groups")
-        compare_groups(value(**settings), lambda n, m=live: disco(*(n[c] for c in columns), m, **settings), n)
+        compare_groups(value(**settings), lambda n, m=live: disco(*(n[c] for c in READ), m, **settings), n)
 
 
 @pytest.mark.oracle("disco")

@@ -35,7 +35,7 @@ def discriminative(
 ) -> Tensor:
     """The loss of each rollout's group, to be minimised: -J + sg(beta max(KL - delta, 0)) KL. [B]
 
-    J = sum w s / sum w over the right rollouts - tau log mean exp(s / tau) over the wrong ones, with s the mean logp (or
+    J = sum w s / sum w over the right rollouts - tau log mean exp(s / tau) over the wrong ones, s the mean logp (or
     score="ratio") of a rollout's decisions. tau=None takes the mean over the wrong ones, its limit. w is 1, or with lam
     exp((1 - length / max_length) / lam): the smaller, the shorter (DRPO, arXiv:2510.04474); max_length defaults to the
     completion budget. A rollout is right if its reward is greater than `above`. J is 0 for groups all right or all

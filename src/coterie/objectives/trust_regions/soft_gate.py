@@ -17,10 +17,10 @@ def soft_gate(ratio: Tensor, advantages: Tensor, *, tau_pos: float = 1.0, tau_ne
     logp, with p = sigmoid(tau (r - 1)): r A on policy, and ever less on both sides. Nothing but A is detached. The
     value at r = 1 is 2/tau A, so values of different taus or losses do not compare.
     """
-    for name, tau in (("tau_pos", tau_pos), ("tau_neg", tau_neg)):
-        if tau <= 0:
+    for name, width in (("tau_pos", tau_pos), ("tau_neg", tau_neg)):
+        if width <= 0:
             raise RecipeError(
-                f"soft_gate's {name} must be above 0, got {tau:g}",
+                f"soft_gate's {name} must be above 0, got {width:g}",
                 hint="objective.trust_region=unclipped is its limit at 0",
             )
     a = match(ratio, advantages)
