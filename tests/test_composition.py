@@ -143,8 +143,9 @@ def update(choice: Choice, t: dict[str, Any], *, nudge: float = 0.0) -> Outcome 
         return {n: torch.where(coefficients == 0, leaf + nudge, leaf) for n, leaf in leaves.items()}
 
     run = SimpleNamespace(recipe=recipe, settings=recipe.settings, score_columns={"logp", "entropy"})
+    run.budget = inputs.BUDGET
     run.reward_weights, run.history = t["reward_weights"], History()
-    run.policy = SimpleNamespace(score=score)
+    run.policy = SimpleNamespace(score=score, independent=False)
     run.table = lambda rollouts, step: Run.table(run, rollouts, step) | {"budget": inputs.BUDGET}  # type: ignore[arg-type]
     batch: Rollouts | None = shape(run, rollouts_of(t), STEP, clock)  # type: ignore[arg-type]
     if recipe.chain["selection.filters"]:

@@ -23,7 +23,7 @@ def call(piece: smooth_standardisation, rewards: list[list[float]], prompts: lis
     return [part.tolist() for part in out.split(sizes)]
 
 
-@pytest.mark.oracle("dcpo-sas")
+@pytest.mark.oracle("dcpo-sas", "dcpo")
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_against_the_oracle_over_many_visits(ddof: int) -> None:
     rng, piece = np.random.default_rng(0), smooth_standardisation(ddof=ddof)
@@ -37,7 +37,7 @@ def test_against_the_oracle_over_many_visits(ddof: int) -> None:
             history[p].append(r)
 
 
-@pytest.mark.oracle("dcpo-sas")
+@pytest.mark.oracle("dcpo-sas", "dcpo")
 def test_numbers_of_the_source() -> None:
     piece = smooth_standardisation()
     piece.mean, piece.std, piece.visits = (torch.tensor([x, x], dtype=torch.float64) for x in (0.5, 0.5, 1.0))

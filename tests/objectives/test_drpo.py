@@ -12,7 +12,7 @@ from oracles.drpo import drpo as oracle
 
 from coterie.metrics import Collector, collect
 from coterie.objectives.aggregations import sequence
-from coterie.objectives.losses import drpo
+from coterie.objectives.losses import discriminative
 
 NAMES = ("logp", "logp_old", "rewards", "lengths", "groups", "weights", "mask")
 
@@ -40,7 +40,8 @@ def small(rows: list[list[float]], rewards: list[float], old: list[list[float]] 
 
 def update(t: dict[str, Any], budget: int, **settings: Any) -> tuple[float, torch.Tensor]:
     """The loss averaged over groups, and its gradient."""
-    value = drpo(*(t[n] for n in NAMES), budget, **settings)
+    settings = {"lam": 0.1} | settings
+    value = discriminative(*(t[n] for n in NAMES), budget, **settings)
     total = inputs.scalar(value, sequence(t["weights"], t["mask"], t["groups"], scope="group"))
     return float(total.detach()), torch.autograd.grad(total, t["logp"])[0]
 
@@ -57,7 +58,7 @@ def test_value_and_gradient_against_the_oracle(kind: str, dtype: torch.dtype, to
         values, slopes = oracle(n["logp"], n["logp_old"], *columns, **settings)
         t = {k: v.to(dtype) if k in NAMES and v.is_floating_point() else v for k, v in t.items()}
         t["logp"] = inputs.garbage("logp", t["logp"], t["mask"]).requires_grad_()
-        got = drpo(*(t[name] for name in NAMES), inputs.BUDGET, **settings)
+        got = discriminative(*(t[name] for name in NAMES), inputs.BUDGET, **settings)
         want = np.array([values[int(g)] for g in n["groups"]])
         np.testing.assert_allclose(got.detach().numpy(), want, rtol=tolerance, atol=tolerance)
         for g, slope in slopes.items():
@@ -99,9 +100,9 @@ def test_rollouts_without_weight_are_not_there() -> None:
 def test_what_it_records() -> None:
     t = small([[-1.0], [-2.0], [-3.0]], [1, 1, 0], [[-1.0], [-1.4], [-3.0]])
     with collect(seen := Collector(), t["mask"]):
-        drpo(*(t[n] for n in NAMES), 4)
+        discriminative(*(t[n] for n in NAMES), 4)
     assert seen.means() == {
-        "drpo/contrast_share": 1.0, "drpo/kl": pytest.approx(0.2), "drpo/constrained_share": 1.0
+        "contrast/share": 1.0, "contrast/kl": pytest.approx(0.2), "contrast/constrained_share": 1.0
     }  # fmt: skip
 
 
