@@ -408,7 +408,8 @@ def stability_page() -> str:
         "Asynchronous training learns from batches that older weights sampled. Here each objective trains the same "
         "tiny language model on sorting four digits, from the same warm-started weights, by the same number of "
         "updates; only the age of the batches differs. All share one learning rate, which suits GRPO on policy: a "
-        "method tuned by itself may do better, and small worlds settle nothing about large models.",
+        "method tuned by itself may do better, and small worlds settle nothing about large models. DAPO also draws "
+        "again until its batch is full, so it sees more rollouts.",
         fence("sh", "python -m bench.stability"),
     ]  # fmt: skip
     if not STABILITY.is_file():
