@@ -55,6 +55,7 @@ def _tell(run: Run, scored: Rollouts) -> None:
     """Report outcomes to a curriculum that learns from them."""
     observe = getattr(run.curriculum.instance, "observe", None)
     if observe is not None:
+        scored = scored.sampled()
         correct = scored["correct"] if "correct" in scored else None
         observe(scored["prompt_index"], scored["rewards"], correct)
 
@@ -81,7 +82,7 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
         return run.strategy(
             {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
              "entropy": entropy, "count": count, "prompt_at": run.prompt, "step": step,
-             "ended": ended if ahead.functions else None},
+             "ended": ended if ahead.functions else None, "reference": run.task.reference},
             step,
         )  # fmt: skip
 

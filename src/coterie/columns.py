@@ -63,6 +63,7 @@ step_rewards | B U    | environment | float | reward of each turn or process ste
 parent       | B      | environment | int   | rollout this one was forked from, itself where it was not
 branch       | B      | environment | int   | decision at which it was forked, -1 where it was not
 heat         | B      | environment | float | temperature it was drawn at over that of the run, 1 where as the run says
+anchor       | B      | environment | bool  | the task's reference answer, put beside the rollouts of its prompt
 prompt_index | B      | draw        | int   | stable index of the prompt in the task's training set
 drift        | B      | history     | float | mean absolute change of log-prob since the prompt's last visit
 advantages   | B,B T  | credit      | float | current advantage; modifiers read it and return a new one
