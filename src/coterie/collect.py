@@ -15,6 +15,7 @@ from coterie.evaluator import verdicts
 from coterie.metrics import record
 from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
+from coterie.rewards.matches import matches
 from coterie.rewards.pairwise.contest import Contest
 from coterie.rewards.pairwise.judge import Pairs
 from coterie.rollouts import Rollouts
@@ -22,7 +23,7 @@ from coterie.run import Run
 from coterie.sampling import of_step
 from coterie.streams import stream
 from coterie.update import provide
-from coterie.wiring import wanted
+from coterie.wiring import argument, wanted
 
 
 def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
@@ -116,6 +117,8 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) ->
             new["answers"] = _answers(run, rollouts)
         if "answer_mask" in wanted(run.recipe, "score"):
             new["answer_mask"] = _answer_mask(run, rollouts)
+        if "matched" in wanted(run.recipe, "score"):
+            new["matched"] = _matched(run, rollouts, argument(run.recipe, "matched", step))
         new = {k: _to(v, rollouts["groups"].device) for k, v in new.items()}
         rollouts = rollouts.with_columns(**new)
         valid = ~rollouts["rewards"].isnan()
@@ -195,6 +198,15 @@ def _answer_mask(run: Run, rollouts: Rollouts) -> Tensor:
     for row, (tokens, mask) in enumerate(zip(rollouts["tokens"].cpu(), rollouts["mask"].cpu(), strict=True)):
         span = answer_span(tokens[mask].tolist(), decode, read)
         out[row, mask.nonzero().squeeze(-1)[span.start : span.stop]] = True
+    return out
+
+
+def _matched(run: Run, rollouts: Rollouts, pattern: str) -> Tensor:
+    """Which decisions of each row are in a match of the pattern. [B,T] bool"""
+    out = torch.zeros_like(rollouts["mask"])
+    for row, (tokens, mask) in enumerate(zip(rollouts["tokens"].cpu(), rollouts["mask"].cpu(), strict=True)):
+        hits = matches(run.policy.token_texts(tokens[mask].tolist()), pattern)
+        out[row, mask.nonzero().squeeze(-1)[torch.tensor(hits, dtype=torch.bool)]] = True
     return out
 
 

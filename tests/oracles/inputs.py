@@ -35,6 +35,7 @@ SPECIAL: dict[str, Any] = {
     "lengths": lambda rng, t: t["mask"].sum(-1),
     "answers": lambda rng, t: rng.integers(0, 4, len(t["mask"])),
     "answer_mask": lambda rng, t: t["mask"] & (rng.random(t["mask"].shape) < 0.4),
+    "matched": lambda rng, t: t["mask"] & (rng.random(t["mask"].shape) < 0.4),
     "logp_old": _logp,
     "logp_ref": _logp,
     "logp_min_p": lambda rng, t: np.where(rng.random(t["mask"].shape) < 0.2, -np.inf, 0.9 * t["logp_old"]),
