@@ -203,11 +203,9 @@ def _answer_mask(run: Run, rollouts: Rollouts) -> Tensor:
 
 def _matched(run: Run, rollouts: Rollouts, pattern: str) -> Tensor:
     """Which decisions of each row are in a match of the pattern. [B,T] bool"""
-    out = torch.zeros_like(rollouts["mask"])
-    for row, (tokens, mask) in enumerate(zip(rollouts["tokens"].cpu(), rollouts["mask"].cpu(), strict=True)):
-        hits = matches(run.policy.token_texts(tokens[mask].tolist()), pattern)
-        out[row, mask.nonzero().squeeze(-1)[torch.tensor(hits, dtype=torch.bool)]] = True
-    return out
+    hits = [hit for texts in run.policy.decision_texts(rollouts) or [] for hit in matches(texts, pattern)]
+    mask = rollouts["mask"].cpu()
+    return torch.zeros_like(mask).masked_scatter(mask, torch.tensor(hits, dtype=torch.bool))
 
 
 def _to(value: Any, device: torch.device) -> Any:

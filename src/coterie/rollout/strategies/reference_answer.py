@@ -13,7 +13,7 @@ from coterie.rollout.forks import Line, lines_of, room, table
 from coterie.rollouts import Prompt, Rollouts, Sampling
 
 
-@strategy(paper="arXiv:2508.07750", writes="anchor")
+@strategy(paper="arXiv:2508.07750", writes="anchor", decisions="tokens")
 def reference_answer(
     policy: Any,
     prompts: list[Prompt],
