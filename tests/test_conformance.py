@@ -29,6 +29,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "modifier/difficulty_scale": {"hardness": "format"},
     "modifier/interval_confidence": {"start": "exact", "end": "format"},
     "shaping/interval_consensus": {"start": "exact", "end": "format"},
+    "selection/weigh_matched": {"pattern": "x"},
+    "shaping/trigger_penalty": {"used": "exact", "needed": "format"},
     "shaping/group_contrast": {"habit": "format"},
     "shaping/staged": {"stage": "format"},
     "shaping/tool_efficiency": {"calls": "format"},

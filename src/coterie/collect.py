@@ -15,6 +15,7 @@ from coterie.evaluator import verdicts
 from coterie.metrics import record
 from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
+from coterie.rewards.matches import matches
 from coterie.rewards.pairwise.contest import Contest
 from coterie.rewards.pairwise.judge import Pairs
 from coterie.rollouts import Rollouts
@@ -22,7 +23,7 @@ from coterie.run import Run
 from coterie.sampling import of_step
 from coterie.streams import stream
 from coterie.update import provide
-from coterie.wiring import wanted
+from coterie.wiring import argument, wanted
 
 
 def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
@@ -55,6 +56,7 @@ def _tell(run: Run, scored: Rollouts) -> None:
     """Report outcomes to a curriculum that learns from them."""
     observe = getattr(run.curriculum.instance, "observe", None)
     if observe is not None:
+        scored = scored.sampled()
         correct = scored["correct"] if "correct" in scored else None
         observe(scored["prompt_index"], scored["rewards"], correct)
 
@@ -81,7 +83,7 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
         return run.strategy(
             {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
              "entropy": entropy, "count": count, "prompt_at": run.prompt, "step": step,
-             "ended": ended if ahead.functions else None, "world": run.task.world},
+             "ended": ended if ahead.functions else None, "world": run.task.world, "reference": run.task.reference},
             step,
         )  # fmt: skip
 
@@ -117,6 +119,8 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) ->
             new["answers"] = _answers(run, rollouts)
         if "answer_mask" in wanted(run.recipe, "score"):
             new["answer_mask"] = _answer_mask(run, rollouts)
+        if "matched" in wanted(run.recipe, "score"):
+            new["matched"] = _matched(run, rollouts, argument(run.recipe, "matched", step))
         new = {k: _to(v, rollouts["groups"].device) for k, v in new.items()}
         rollouts = rollouts.with_columns(**new)
         valid = ~rollouts["rewards"].isnan()
@@ -197,6 +201,13 @@ def _answer_mask(run: Run, rollouts: Rollouts) -> Tensor:
         span = answer_span(tokens[mask].tolist(), decode, read)
         out[row, mask.nonzero().squeeze(-1)[span.start : span.stop]] = True
     return out
+
+
+def _matched(run: Run, rollouts: Rollouts, pattern: str) -> Tensor:
+    """Which decisions of each row are in a match of the pattern. [B,T] bool"""
+    hits = [hit for texts in run.policy.decision_texts(rollouts) or [] for hit in matches(texts, pattern)]
+    mask = rollouts["mask"].cpu()
+    return torch.zeros_like(mask).masked_scatter(mask, torch.tensor(hits, dtype=torch.bool))
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -36,6 +36,7 @@ rewards      | B      | score       | float | scalar reward: weighted sum of the
 components   | {B}    | score       | float | reward components before combination, by name
 correct      | B      | score       | bool  | the verifier's verdict, where the task has one
 answer_mask  | B T    | score       | bool  | decisions that spell the final answer, as the task reads it
+matched      | B T    | score       | bool  | decisions whose text is in a match of the pattern that the piece names
 answers      | B      | score       | int   | number of the final answer: equal in a group iff the answers read alike
 token_rewards| B T    | score       | float | reward of each decision: the scalar one on the last, plus dense terms
 mask         | B T    | roll out    | bool  | decisions the policy took (not prompt, padding or tool output)
@@ -63,6 +64,7 @@ step_rewards | B U    | environment | float | reward of each turn or process ste
 parent       | B      | environment | int   | rollout this one was forked from, itself where it was not
 branch       | B      | environment | int   | decision at which it was forked, -1 where it was not
 heat         | B      | environment | float | temperature it was drawn at over that of the run, 1 where as the run says
+anchor       | B      | environment | bool  | the task's reference answer, put beside the rollouts of its prompt
 prompt_index | B      | draw        | int   | stable index of the prompt in the task's training set
 drift        | B      | history     | float | mean absolute change of log-prob since the prompt's last visit
 advantages   | B,B T  | credit      | float | current advantage; modifiers read it and return a new one
@@ -79,7 +81,7 @@ GROUPWISE = frozenset({"spread", "influence"})
 BEFORE = frozenset({"logp_min_p", "logp_tempered", "logp_train"})
 """Columns of the policy that are made once a batch, before its first optimizer step, without gradient."""
 
-ARGUMENT = {"logp_min_p": "min_p", "logp_tempered": "temperature"}
+ARGUMENT = {"logp_min_p": "min_p", "logp_tempered": "temperature", "matched": "pattern"}
 """Columns that depend on the piece that reads them, and the name of its setting (or attribute, if it has memory)."""
 
 

@@ -143,6 +143,10 @@ class Rollouts:
         media = {n: m[index] for n, m in self.media.items()}
         return replace(self, columns=picked, texts=texts, media=media, episodes=episodes)
 
+    def sampled(self) -> Rollouts:
+        """The rows that the policy sampled: without reference answers that stand beside them."""
+        return self.rows(~self["anchor"]) if "anchor" in self else self
+
     @staticmethod
     def concat(parts: Sequence[Rollouts]) -> Rollouts:
         """Stack tables of the same columns: groups and parents renumbered, decisions and turns padded to the widest."""

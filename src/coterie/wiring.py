@@ -103,6 +103,7 @@ _MENDS = {
     "turn": "rewards.process=file.py:name, rollout.strategy=segment_tree or an agent environment does",
     "state_key": "an agent environment or rollout.strategy=segment_tree does",
     "parent": "a strategy that forks does: rollout.strategy=segment_probes",
+    "anchor": "rollout.strategy=reference_answer does",
     "heat": "rollout.strategy=tempered_extra does",
     "branch": "a strategy that forks does: rollout.strategy=segment_probes",
 }

@@ -60,6 +60,17 @@ NEEDS: dict[str, list[str]] = {
     "grpo-s": [functions("positions", "hardness=0")],
     **dict.fromkeys(DENOISING, DENOISES),
     "aepo-arbitrary-entropy": ["selection.weights.swap_tempered.share=0.25"],
+    "adacot": [
+        functions("positions", "auxiliary=0", "hardness=0"),
+        "rewards.shaping.trigger_penalty.used=auxiliary",
+        "rewards.shaping.trigger_penalty.needed=hardness",
+    ],
+    "cad-rl": [
+        functions("positions", "brevity", "tool_calls=0"),
+        "rewards.shaping.gate.gated=[positions, brevity]",
+        "rewards.shaping.gate.by=tool_calls",
+        "rewards.shaping.gate.at=0.0",
+    ],
     "spine": [*EASY, "selection.weights.top_decisions.share=0.5"],
     "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
     "urpa": [functions("positions", "start=0", "end=0"), "credit.modifiers.interval_confidence.width=4"],

@@ -15,6 +15,7 @@ def describe(seen: Rollouts | None, batch: Rollouts | None) -> dict[str, float]:
     """Metrics of everything rolled out (`seen`) and of what the update learned from (`batch`)."""
     out: dict[str, float] = {}
     if seen is not None:
+        seen = seen.sampled()
         rewards, groups = seen["rewards"], seen["groups"]
         out["reward/mean"] = float(rewards.mean())
         out["reward/std"] = float(rewards.std(correction=0))

@@ -48,6 +48,7 @@ class FlowPolicy:
         "tokens": "denoising steps have no token ids",
         "answer_mask": "no denoising step spells an answer",
         "answers": "samples are no texts whose answers could be compared",
+        "matched": "no denoising step spells a text",
         "entropy": "the noise of a step is fixed, so its entropy has no gradient",
         "spread": "it compares distributions over tokens",
         "influence": "it is worked out at the output layer of a language model",

@@ -13,7 +13,7 @@ from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.streams import stream
 
 
-@strategy(paper="arXiv:2510.08141", writes="heat")
+@strategy(paper="arXiv:2510.08141", writes="heat", decisions="tokens")
 class tempered_extra:
     """Plain sampling, and for the first `share` of the prompts a second group at another temperature.
 
