@@ -39,7 +39,8 @@ def one(value: float) -> torch.Tensor:
 def test_the_guarded_ratio_is_the_oracles(seed: int) -> None:
     rng = np.random.default_rng(seed)
     (mean, old), (logp, logp_old), std = rng.standard_normal((2, 4)), rng.standard_normal(2), rng.uniform(0.05, 1.5)
-    gap = divergence(torch.tensor([mean]), torch.tensor([old]), torch.tensor([std]), "mean").unsqueeze(-1)
+    now, before = (torch.from_numpy(m).unsqueeze(0) for m in (mean, old))
+    gap = divergence(now, before, torch.tensor([std], dtype=D), "mean").unsqueeze(-1)
     got = guarded(one(logp), one(logp_old), gap, one(std), ON)
     want = oracle.guarded(logp, logp_old, mean.tolist(), old.tolist(), std)
     assert float(got) == pytest.approx(min(max(want, math.exp(-20)), math.exp(20)), rel=1e-9)
@@ -64,7 +65,7 @@ def test_without_a_shift_and_with_unit_noise_it_is_ppos(kind: str) -> None:
 
 @pytest.mark.reduction("grpo-guard")
 def test_the_guard_centres_the_ratio() -> None:
-    """Over samples of the old step the plain log-ratio is -gap on average, the guarded one 0 and linear in the shift."""
+    """Over samples of the old step the plain log-ratio is -gap on average, the guarded one 0, linear in the shift."""
     generator = torch.Generator().manual_seed(0)
     std, shift, numbers = 0.3, 0.02, 8
     draws = torch.randn(100_000, numbers, generator=generator, dtype=D)

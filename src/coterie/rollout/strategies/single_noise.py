@@ -1,4 +1,4 @@
-"""TempFlow-GRPO's roll-out: every rollout draws noise in one step alone, which its reward is due to (arXiv:2508.04324)."""
+"""TempFlow-GRPO's roll-out: every rollout draws noise in one step, to which its reward is due (arXiv:2508.04324)."""
 
 from __future__ import annotations
 
