@@ -44,6 +44,8 @@ VARIED = ("scope", "scale", "level")
 """Settings whose choices are drawn too."""
 LATER = {"token_rewards", "advantages", "ratio", "step", "budget", "reward_weights"}
 """Columns that the loop makes on the way, or that are no columns of a table."""
+SCORED = ("logp", "entropy", "kl_ref", "mean_gap")
+"""Columns that carry gradient."""
 PROVIDED = frozenset(name for name, c in COLUMNS.items() if c.provider == "environment")
 STEP = 3
 
@@ -138,13 +140,13 @@ def update(choice: Choice, t: dict[str, Any], *, nudge: float = 0.0) -> Outcome 
     coefficients = torch.zeros(0)
 
     def score(micro: Rollouts, wanted: set[str]) -> dict[str, Tensor]:
-        for column in ("logp", "entropy"):
+        for column in SCORED:
             leaves[column] = micro[column].clone().requires_grad_()
         return {n: torch.where(coefficients == 0, leaf + nudge, leaf) for n, leaf in leaves.items()}
 
-    run = SimpleNamespace(recipe=recipe, settings=recipe.settings, score_columns={"logp", "entropy"})
+    run = SimpleNamespace(recipe=recipe, settings=recipe.settings, score_columns=set(SCORED))
     run.reward_weights, run.history = t["reward_weights"], History()
-    run.policy = SimpleNamespace(score=score)
+    run.policy, run.budget = SimpleNamespace(score=score, independent=False), recipe.settings.rollout.max_tokens
     run.table = lambda rollouts, step: Run.table(run, rollouts, step) | {"budget": inputs.BUDGET}  # type: ignore[arg-type]
     batch: Rollouts | None = shape(run, rollouts_of(t), STEP, clock)  # type: ignore[arg-type]
     if recipe.chain["selection.filters"]:
