@@ -96,3 +96,42 @@ def divergence(mean, other, std, reduce="mean"):
     for m, o in zip(mean, other, strict=True):
         total += (m - o) ** 2 / (2 * std**2)
     return total if reduce == "sum" else total / len(mean)
+
+
+def guarded(logp, logp_old, mean, mean_old, std):
+    """GRPO-Guard's ratio of one step."""
+    gap = sum((m - o) ** 2 for m, o in zip(mean, mean_old, strict=True)) / len(mean) / (2 * std**2)
+    return math.exp((logp - logp_old + gap) * std)
+
+
+def step_norm(rewards, groups, mask, eps=1e-4):
+    """TempFlow-GRPO: among rollouts of a group whose first decision is at the same place, ddof 0."""
+    first = [next((t for t, on in enumerate(row) if on), len(row)) for row in mask]
+    out = []
+    for i in range(len(rewards)):
+        mine = [rewards[j] for j in range(len(rewards)) if groups[j] == groups[i] and first[j] == first[i]]
+        mean = sum(mine) / len(mine)
+        std = math.sqrt(sum((r - mean) ** 2 for r in mine) / len(mine))
+        out.append(0.0 if max(mine) == min(mine) else (rewards[i] - mean) / (std + eps))
+    return out
+
+
+def weigh_noise(std, mask, weights):
+    """Each decision's weight times its noise, over the mean noise of decisions with weight."""
+    rows, width = len(mask), len(mask[0])
+    live = [(i, t) for i in range(rows) for t in range(width) if mask[i][t] and weights[i] != 0]
+    mean = sum(std[i][t] for i, t in live) / max(len(live), 1)
+    out = [[0.0] * width for _ in range(rows)]
+    for i, t in live:
+        out[i][t] = weights[i] * std[i][t] / mean
+    return out
+
+
+def window(iteration, steps, size, stride, every, left_out):
+    """MixGRPO's window at a training iteration: it slides on and begins again where it would not fit."""
+    first = 0
+    for _ in range(iteration // every):
+        first += stride
+        if first + size > steps - left_out:
+            first = 0
+    return list(range(first, first + size))

@@ -1,0 +1,154 @@
+"""Strategies of denoising: which steps draw noise, what forks share, and that what is sampled is what is scored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import denoising as oracle
+
+from coterie.errors import RecipeError
+from coterie.policies.flow.policy import FlowPolicy
+from coterie.policies.flow.spec import FlowShape, FlowSpec
+from coterie.recipe import resolve
+from coterie.rollout.strategies.plain import plain
+from coterie.rollout.strategies.single_noise import single_noise
+from coterie.rollout.strategies.sliding_window import sliding_window, window_start
+from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
+from coterie.run import build
+from tests.e2e.conftest import DENOISES, TINY
+
+PROMPTS = [Prompt((k,), index=k) for k in range(2)]
+SEEDS = [[100 * g + k for k in range(8)] for g in range(2)]
+
+
+@pytest.fixture(scope="module")
+def policy() -> FlowPolicy:
+    shape = FlowShape(layers=1, width=16, heads=2)
+    made = FlowPolicy.load(FlowSpec(flow=shape, dtype="float64", device="cpu"), (3,), ["a", "b"])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in made.model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.3)
+    return made
+
+
+def spec_of(steps: int = 5, **settings: Any) -> Sampling:
+    return Sampling(denoising=Denoising(steps, **settings))
+
+
+def follows_the_ode(policy: FlowPolicy, made: Rollouts) -> None:
+    """Between states whose step is no decision stands Euler's step."""
+    spec = made.sampling.denoising
+    assert spec is not None
+    states = made.media["states"]
+    for step in range(spec.steps):
+        off = ~made["mask"][:, step] if step < made["mask"].shape[1] else torch.ones(len(made), dtype=torch.bool)
+        rows = off.nonzero().squeeze(-1)
+        with torch.no_grad():
+            at = torch.full((len(rows),), step)
+            v = policy.velocity(states[rows, step], made.prompts, made["groups"][rows], at, spec)
+        torch.testing.assert_close(states[rows, step + 1], states[rows, step] - v / spec.steps)
+
+
+def assert_scored_as_sampled(policy: FlowPolicy, made: Rollouts) -> None:
+    torch.testing.assert_close(policy.score(made)["logp"], made["logp_old"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.oracle("mixgrpo")
+@given(
+    iteration=st.integers(0, 3000), steps=st.integers(3, 25), size=st.integers(1, 8), stride=st.integers(1, 3),
+    every=st.integers(1, 30), left_out=st.integers(0, 2),
+)  # fmt: skip
+def test_where_the_window_is(iteration: int, steps: int, size: int, stride: int, every: int, left_out: int) -> None:
+    places = steps - left_out - size + 1
+    if places >= 1:
+        first = window_start(iteration, places, stride=stride, every=every, move="forward")
+        assert list(range(first, first + size)) == oracle.window(iteration, steps, size, stride, every, left_out)
+
+
+@pytest.mark.oracle("mixgrpo")
+def test_the_window_of_the_worked_examples() -> None:
+    assert [window_start(i, 22, stride=1, every=25, move="forward") for i in (24, 60, 550)] == [0, 2, 0]
+    assert {window_start(i, 22, stride=1, every=25, move="stay") for i in (0, 60, 600)} == {0}
+    drawn = [window_start(i, 22, stride=1, every=25, move="random") for i in range(0, 2500)]
+    assert drawn[:25] == drawn[:1] * 25 and set(drawn) == set(range(22))
+
+
+@pytest.mark.oracle("mixgrpo")
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_only_the_window_draws_noise(policy: FlowPolicy, step: int) -> None:
+    made = sliding_window(policy, PROMPTS, SEEDS, spec_of(), True, step, size=2, every=1)
+    assert made["mask"][0].nonzero().flatten().tolist() == oracle.window(step, 5, 2, 1, 1, 1)
+    assert_scored_as_sampled(policy, made)
+    follows_the_ode(policy, made)
+
+
+@pytest.mark.reduction("mixgrpo")
+def test_a_window_of_all_steps_is_plain_sampling(policy: FlowPolicy) -> None:
+    made = sliding_window(policy, PROMPTS, SEEDS, spec_of(), False, 7, size=5, leave_out=0)
+    want = plain(policy, PROMPTS, SEEDS, spec_of(), False)
+    assert torch.equal(made.media["states"], want.media["states"]) and torch.equal(made["logp_old"], want["logp_old"])
+
+
+@pytest.mark.oracle("tempflow-grpo")
+@pytest.mark.parametrize("anchors", [1, 2])
+def test_forks_leave_the_odes_path_at_one_step(policy: FlowPolicy, anchors: int) -> None:
+    made = single_noise(policy, PROMPTS, SEEDS, spec_of(3), True, anchors=anchors, steps=(0, 1))
+    forks = 4 // anchors
+    places = ([0] * forks + [1] * forks) * anchors
+    assert [row.nonzero().flatten().tolist() for row in made["mask"]] == [[p] for p in places * 2]
+    assert_scored_as_sampled(policy, made)
+    follows_the_ode(policy, made)
+    states = made.media["states"]
+    assert len(torch.unique(states[:, 0], dim=0)) == 2 * anchors  # one start an anchor
+    assert len(torch.unique(states[:, -1], dim=0)) == 16
+    ode = plain(policy, PROMPTS, [[s[0]] for s in SEEDS], spec_of(3, sampler="ode"), False).media["states"]
+    torch.testing.assert_close(states[[forks, 8 + forks], 1], ode[:, 1])
+
+
+def test_forks_of_shared_noise_start_together(policy: FlowPolicy) -> None:
+    made = single_noise(policy, PROMPTS, SEEDS, spec_of(3, shared_noise=True), False, anchors=2, steps=(0, 1))
+    assert len(torch.unique(made.media["states"][:, 0], dim=0)) == 2
+
+
+@pytest.mark.reduction("tempflow-grpo")
+def test_forks_at_one_step_are_a_window_of_one(policy: FlowPolicy) -> None:
+    """With shared noise, rollouts that draw noise in the first step alone are forks of one path there."""
+    sampling = spec_of(3, shared_noise=True)
+    forks = single_noise(policy, PROMPTS, SEEDS, sampling, False, steps=(0,))
+    want = sliding_window(policy, PROMPTS, SEEDS, sampling, False, 0, size=1, move="stay")
+    torch.testing.assert_close(forks.media["states"], want.media["states"])
+    torch.testing.assert_close(forks["logp_old"], want["logp_old"])
+
+
+@pytest.mark.parametrize(("strategy", "settings", "told"), [
+    (single_noise, {"steps": (0, 5)}, "steps 0 to 4"),
+    (single_noise, {"steps": (0, 1, 2)}, "do not divide rollout.group_size 8"),
+    (sliding_window, {"size": 5}, "does not fit 5 steps"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(policy: FlowPolicy, strategy: Any, settings: dict[str, Any], told: str) -> None:
+    step = {"step": 0} if strategy is sliding_window else {}
+    with pytest.raises(RecipeError, match=told):
+        strategy(policy, PROMPTS, SEEDS, spec_of(), False, **step, **settings)
+
+
+@pytest.mark.parametrize("strategy", ["sliding_window", "single_noise"])
+def test_they_are_refused_where_decisions_are_tokens(strategy: str) -> None:
+    with pytest.raises(RecipeError, match="drives a policy of denoising steps"):
+        build(resolve(overrides=[*TINY, f"rollout.strategy={strategy}"]))
+    assert build(resolve(overrides=[*TINY, *DENOISES, f"rollout.strategy={strategy}"]))
+
+
+def test_the_spec_that_is_recorded_scores_them_all(policy: FlowPolicy) -> None:
+    """Tables of both kinds, cut and joined."""
+    parts = [
+        single_noise(policy, PROMPTS, SEEDS, spec_of(3), False, steps=(0, 1)),
+        replace(plain(policy, PROMPTS, SEEDS, spec_of(3), False)),
+    ]
+    both = Rollouts.concat([p.rows(torch.arange(3, 12)) for p in parts])
+    assert_scored_as_sampled(policy, both)
