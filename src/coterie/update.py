@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from coterie.clock import Clock
 from coterie.columns import GROUPWISE, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RunError
 from coterie.metrics import Collector, collect
+from coterie.policies.base import Estimating
 from coterie.rollouts import Rollouts
 from coterie.run import Run, optimizer_at
 from coterie.schedules import Schedule
@@ -23,12 +24,12 @@ from coterie.wiring import wanted
 
 def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
     """Epochs × mini-batches of optimizer steps on one batch. Rows without weight are not run through the model."""
-    rollouts = provide(run, rollouts, "objective", step, clock)
+    passes = [provide(run, noisy, "objective", step, clock) for noisy in _epochs(run, rollouts)]
     collector = Collector()
     norms, losses = [], 0.0
     with clock.phase("learn"):
         for epoch in range(run.settings.update.epochs):
-            for number, part in enumerate(_minibatches(run, rollouts, step, epoch)):
+            for number, part in enumerate(_minibatches(run, passes[epoch % len(passes)], step, epoch)):
                 coefficients = run.recipe.single["objective.aggregation"](run.table(part, step), step)
                 alive = _teaches(run, part, coefficients)
                 if not bool(alive.any()):
@@ -51,6 +52,18 @@ def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
         run.metrics["grad/norm"] = sum(norms) / len(norms)
         run.metrics["loss/total"] = losses / len(norms)
     run.metrics["update/optimizer_steps"] = float(len(norms))
+
+
+def _epochs(run: Run, rollouts: Rollouts) -> Iterator[Rollouts]:
+    """The batch as each epoch sees it: once for all, or with noise of its own where log-probs are estimates."""
+    yield rollouts
+    if _estimates(run):
+        for epoch in range(1, run.settings.update.epochs):
+            yield cast(Estimating, run.policy).renoise(rollouts, epoch)
+
+
+def _estimates(run: Run) -> bool:
+    return getattr(run.policy, "estimates", False)
 
 
 def _teaches(run: Run, part: Rollouts, coefficients: Tensor) -> Tensor:
@@ -230,7 +243,7 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     """Fill in the columns of policy, reference and history that pieces in these slots read, without gradient.
 
     In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used. There
-    update.recompute_logp replaces the sampler's logp_old by the trainer's.
+    update.recompute_logp replaces the sampler's logp_old by the trainer's, and so do estimates.
     """
     if "drift" in wanted(run.recipe, "history", slots) and "drift" not in rollouts:
         with clock.phase("reference"), torch.no_grad():
@@ -242,7 +255,7 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     missing = {c for c in wanted(run.recipe, "reference", slots) if c not in rollouts}
     if slots != "objective":
         missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
-    elif run.settings.update.recompute_logp:
+    elif run.settings.update.recompute_logp or _estimates(run):
         missing.add("logp_old")
     if not missing:
         return rollouts
