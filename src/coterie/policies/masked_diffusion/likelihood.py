@@ -92,4 +92,4 @@ def hide_prompt(tokens: Tensor, noise: Tensor, share: float, mask_id: int) -> Te
 
 def fresh(noise: Tensor, epoch: int) -> Tensor:
     """Seeds for another pass over the same rollouts. [B] int64"""
-    return noise + epoch * _EPOCH
+    return noise + torch.full_like(noise, epoch) * _EPOCH  # wraps, as it may

@@ -213,7 +213,7 @@ class MaskedDiffusion(TransformersPolicy):
         rows = [[*c, *[end] * (self.width - len(c))] for c in completions]
         canvas = torch.tensor(rows, device=self.device)
         numbers = torch.arange(len(rows), device=self.device)
-        noise = likelihood.fresh(numbers * 7919 + 1, self.version if seed is None else seed % 2**31)
+        noise = numbers + (self.version if seed is None else seed) % 2**62
         share = 1.0 - (uniform(noise, 0) + numbers / len(rows)) % 1.0  # in (0,1], spread over the batch
         place = torch.arange(1, self.width + 1, device=self.device)
         hidden = uniform(noise.unsqueeze(-1), place) < share.unsqueeze(-1)
