@@ -86,6 +86,9 @@ class Run:
         """The columns a piece may read at this point."""
         out: dict[str, Any] = {**rollouts.columns, "step": step, "budget": self.budget}
         out["reward_weights"] = self.reward_weights
+        if "pass_index" in wiring.wanted(self.recipe, "roll out") and "pass_index" not in out:
+            here = torch.arange(rollouts["mask"].shape[1], device=rollouts["mask"].device)
+            out["pass_index"] = here.expand(rollouts["mask"].shape)  # each decision had a forward pass of its own
         out.setdefault("weights", torch.ones_like(rollouts["logp_old"][:, 0]))
         return out
 
