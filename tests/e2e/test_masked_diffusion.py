@@ -152,7 +152,8 @@ TRAJECTORY = ["--method", "cj-grpo", "update.epochs=2", "steps=8", "checkpoint.e
 
 def test_killed_and_resumed_it_ends_bit_for_bit(tmp_path: Path) -> None:
     arguments = ["train", *MASKED[:-1], *TRAJECTORY, "-q", "-o"]
-    finish(*arguments, str(tmp_path / "whole"))
+    recipe = resolve(method="cj-grpo", overrides=[*MASKED[:-1], *TRAJECTORY[2:]])
+    api.start(recipe, tmp_path / "whole", quiet=True)
     process = start(*arguments, str(tmp_path / "run"))
     wait_for(tmp_path / "run", process, "checkpoints/step-000002")
     kill(process)
