@@ -48,6 +48,8 @@ entropy_old  | B T    | roll out    | float | entropy of the decision's distribu
 version      | B T    | roll out    | int   | version of the weights that took the decision
 step_std     | B T    | roll out    | float | standard deviation of a denoising step's noise
 step_size    | B T    | roll out    | float | by how much the noise level falls in a denoising step
+pass_index   | B T    | roll out    | int   | forward pass of the rollout in which the decision was taken, from 0
+passes       | B      | roll out    | int   | forward passes that the rollout took
 logp         | B T    | policy      | float | current log-prob; carries gradient in the update
 logp_train   | B T    | policy      | float | the trainer's own log-prob just before the update, without gradient
 entropy      | B T    | policy      | float | entropy of the decision's distribution; carries gradient in the update

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,10 @@ from coterie.policies.base import Policy
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.policies.flow.spec import FlowShape, FlowSpec
-from coterie.policies.loading import LoraSpec, ModelSpec
+from coterie.policies.loading import LoraSpec, ModelSpec, SourceSpec
+from coterie.policies.masked_diffusion.policy import MaskedDiffusion
+from coterie.policies.masked_diffusion.spec import MaskedDiffusionSpec
+from coterie.policies.masked_diffusion.tiny import TinyMaskedSpec
 from coterie.policies.reference import Reference
 from coterie.policies.tiny import CHARACTERS, TinySpec
 from coterie.recipe import Recipe
@@ -39,6 +42,7 @@ from coterie.streams import stream
 from coterie.tasks.base import Task
 
 _PROMPTS_KEPT = 2**14
+Spec = TypeVar("Spec", bound=SourceSpec)
 
 
 @dataclass
@@ -83,6 +87,9 @@ class Run:
         """The columns a piece may read at this point."""
         out: dict[str, Any] = {**rollouts.columns, "step": step, "budget": self.budget}
         out["reward_weights"] = self.reward_weights
+        if "pass_index" in wiring.wanted(self.recipe, "roll out") and "pass_index" not in out:
+            here = torch.arange(rollouts["mask"].shape[1], device=rollouts["mask"].device)
+            out["pass_index"] = here.expand(rollouts["mask"].shape)  # each decision had a forward pass of its own
         out.setdefault("weights", torch.ones_like(rollouts["logp_old"][:, 0]))
         return out
 
@@ -227,8 +234,11 @@ def optimizer_at(recipe: Recipe, parameters: Sequence[torch.Tensor], step: int) 
 
 def load_policy(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Policy:
     """The policy that the recipe names, of the kind that the task asks for."""
+    kind = kinds.kind_of(recipe, task)
+    if kind is MaskedDiffusion:
+        return MaskedDiffusion.load(model_spec(recipe, task, checkpoint, MaskedDiffusionSpec), recipe.settings)
     if task.latent is None:
-        return CausalLM.load(model_spec(recipe, task, checkpoint))
+        return CausalLM.load(model_spec(recipe, task, checkpoint, ModelSpec))
     return FlowPolicy.load(flow_spec(recipe, checkpoint), task.latent.shape, task.latent.classes)
 
 
@@ -246,8 +256,8 @@ def flow_spec(recipe: Recipe, checkpoint: Path | None = None) -> FlowSpec:
         raise _model_error(error, FlowShape.model_fields, FlowSpec.model_fields) from None
 
 
-def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> ModelSpec:
-    """The model as the recipe names it; a tiny one made here takes its characters from the task."""
+def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None, spec: type[Spec]) -> Spec:
+    """The language model as the recipe names it; a tiny one made here takes its characters from the task."""
     tree = _model_tree(recipe, "--model PATH_OR_HUB_ID, or model='{init: {layers: 2}}' for a tiny one")
     if "init" in tree and isinstance(tree["init"], Mapping | None):
         tree["init"] = {"vocabulary": task.vocabulary or _characters(task), **(tree["init"] or {})}
@@ -255,10 +265,11 @@ def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Mo
         tree.pop("init", None)
         tree["name"] = str(checkpoint / "policy")
     try:
-        return ModelSpec.model_validate(tree)
+        return spec.model_validate(tree)
     except ValidationError as error:
-        inner = LoraSpec.model_fields if "lora" in error.errors()[0]["loc"] else TinySpec.model_fields
-        raise _model_error(error, inner, ModelSpec.model_fields) from None
+        tiny = TinyMaskedSpec if issubclass(spec, MaskedDiffusionSpec) else TinySpec
+        inner = LoraSpec.model_fields if "lora" in error.errors()[0]["loc"] else tiny.model_fields
+        raise _model_error(error, inner, spec.model_fields) from None
 
 
 def _model_tree(recipe: Recipe, hint: str) -> dict[str, Any]:

@@ -43,6 +43,49 @@ class Denoise(Section):
     )
 
 
+class Unmask(Section):
+    """How a masked diffusion model fills its canvas of rollout.max_tokens places, and how log-probs are found; other
+    policies take none of these."""
+
+    steps: PositiveInt | None = Field(None, description="denoising steps of a rollout; default: one a place")
+    growth: Literal["uniform", "ascending"] = Field(
+        "uniform", description="places a step: as many in each, or 1, 2, 4 … and in the last what is left"
+    )
+    blocks: PositiveInt = Field(1, description="blocks filled one after another, left to right; 1 is full decoding")
+    order: Literal["confidence", "peak", "margin", "entropy", "random"] = Field(
+        "confidence",
+        description="places unmasked first: where the drawn token is likeliest (confidence), the likeliest token is "
+        "(peak), it leads most (margin), the distribution is sharpest (entropy), or any",
+    )
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="unmask every place that scores this much, at least one a step, in place of steps"
+    )
+    eos_from: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the score of EOS is multiplied by a factor that rises from this to 1 over the steps",
+    )
+    after_end: bool = Field(
+        False, description="fill the canvas behind the first EOS too, and learn from those decisions"
+    )
+    likelihood: Literal["trajectory", "one_step", "elbo"] = Field(
+        "trajectory",
+        description="log-probs of the recorded steps (exact), of one forward of the masked canvas, or of random masks",
+    )
+    masks: PositiveInt = Field(1, description="random masks a rollout, or pairs of them (elbo)")
+    coupled: bool = Field(True, description="each mask comes with its complement, and one that hides everything (elbo)")
+    prompt_masking: float = Field(0.0, ge=0, lt=1, description="share of prompt tokens hidden (one_step)")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Unmask:
+        if self.threshold is not None and (self.steps is not None or self.growth != "uniform"):
+            raise ValueError("unmask.threshold takes the place of unmask.steps and unmask.growth: give one of them")
+        if self.prompt_masking and self.likelihood != "one_step":
+            raise ValueError("unmask.prompt_masking is of unmask.likelihood=one_step")
+        return self
+
+
 class Rewards(Section):
     weights: dict[str, float] = Field(default_factory=dict, description="weight of each component, by name")
     timeout: float | None = Field(None, gt=0, description="seconds a user's reward function may take a call")
@@ -106,6 +149,7 @@ class Settings(Section):
     draw: Draw = Field(default_factory=Draw)
     rollout: Rollout = Field(default_factory=Rollout)
     denoise: Denoise = Field(default_factory=Denoise)
+    unmask: Unmask = Field(default_factory=Unmask)
     rewards: Rewards = Field(default_factory=Rewards)
     update: Update = Field(default_factory=Update)
     reference: Reference = Field(default_factory=Reference)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from coterie.clock import Clock
 from coterie.columns import BEFORE, GROUPWISE, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RunError
 from coterie.metrics import Collector, collect
+from coterie.policies.base import Estimating
 from coterie.rollouts import Rollouts
 from coterie.run import Run, optimizer_at
 from coterie.schedules import Schedule
@@ -28,13 +29,13 @@ _OWN_LOGP = ("logp_old", "logp_train")
 
 def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
     """Epochs × mini-batches of optimizer steps on one batch. Rows without weight are not run through the model."""
-    rollouts = provide(run, rollouts, "objective", step, clock)
+    passes = [provide(run, noisy, "objective", step, clock) for noisy in _epochs(run, rollouts)]
     collector = Collector()
     norms: list[float] = []
     losses: list[float] = []
     with clock.phase("learn"):
         for epoch in range(run.settings.update.epochs):
-            for number, part in enumerate(_minibatches(run, rollouts, step, epoch)):
+            for number, part in enumerate(_minibatches(run, passes[epoch % len(passes)], step, epoch)):
                 coefficients = run.recipe.single["objective.aggregation"](run.table(part, step), step)
                 alive = _teaches(run, part, coefficients)
                 if not bool(alive.any()):
@@ -75,6 +76,18 @@ def _evaluate(
                 loss.backward()
             total += float(loss.detach())
     return total
+
+
+def _epochs(run: Run, rollouts: Rollouts) -> Iterator[Rollouts]:
+    """The batch as each epoch sees it: once for all, or with noise of its own where log-probs are estimates."""
+    yield rollouts
+    if _estimates(run):
+        for epoch in range(1, run.settings.update.epochs):
+            yield cast(Estimating, run.policy).renoise(rollouts, epoch)
+
+
+def _estimates(run: Run) -> bool:
+    return getattr(run.policy, "estimates", False)
 
 
 def _teaches(run: Run, part: Rollouts, coefficients: Tensor) -> Tensor:
@@ -301,7 +314,8 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     """Fill in the columns of policy, reference and history that pieces in these slots read, without gradient.
 
     In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used. There
-    update.recompute_logp replaces the sampler's logp_old by the trainer's, as logp_train does wherever a piece read it.
+    update.recompute_logp replaces the sampler's logp_old by the trainer's, and so do estimates, as logp_train does
+    wherever a piece read it.
     """
     if "drift" in wanted(run.recipe, "history", slots) and "drift" not in rollouts:
         with clock.phase("reference"), torch.no_grad():
@@ -315,7 +329,8 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
         missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
     else:
         missing |= {c for c in wanted(run.recipe, "policy", slots) & BEFORE if c not in rollouts}
-        if run.settings.update.recompute_logp and "logp_train" not in missing and "logp_train" not in rollouts:
+        again = run.settings.update.recompute_logp or _estimates(run)
+        if again and "logp_train" not in missing and "logp_train" not in rollouts:
             missing.add("logp_old")
     if not missing:
         return rollouts

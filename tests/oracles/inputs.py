@@ -51,6 +51,8 @@ SPECIAL: dict[str, Any] = {
     "ratio": lambda rng, t: rng.lognormal(0.0, 0.3, t["mask"].shape),
     "weights": lambda rng, t: rng.choice([0.0, 1.0, 1.0, 0.5], len(t["mask"])),
     "token_rewards": lambda rng, t: last(t["mask"]) * t["rewards"][:, None],
+    "pass_index": lambda rng, t: rng.integers(0, 4, t["mask"].shape),
+    "passes": lambda rng, t: 4 + 0 * t["groups"],
     "turn": lambda rng, t: turns(rng.integers(0, 5, t["mask"].shape), t["mask"]),
     "parent": lambda rng, t: parents(t["groups"]),
     "branch": lambda rng, t: np.where(t["parent"] == np.arange(B), -1, rng.integers(0, 5, B)),

@@ -182,7 +182,7 @@ def plan(
 
 @app.command()
 def demo(
-    which: Annotated[str, typer.Argument(help="sort: a language model. flow: a model that draws digits.")] = "sort",
+    which: Annotated[str, typer.Argument(help="sort, flow (draws digits) or masked-diffusion (adds).")] = "sort",
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     quiet: Quiet = False,

@@ -20,7 +20,7 @@ class Policy(Protocol):
     model: Any
     """The module that the optimizer moves, with `named_parameters`."""
     decisions: str
-    """What they are: "tokens" or "denoising steps"."""
+    """What they are: "tokens", "denoising steps" or "unmaskings"."""
     lacks: dict[str, str]
     """Columns that it does not have, each with the reason: a recipe that reads one is refused."""
     independent: bool
@@ -84,3 +84,13 @@ class Gaussian(Policy, Protocol):
 
     def means(self, rollouts: Rollouts) -> Tensor:
         """Mean of each decision, 0 elsewhere. [B,T,...]"""
+
+
+class Estimating(Policy, Protocol):
+    """A policy whose log-probs may be estimates over drawn noise, not those captured while sampling."""
+
+    @property
+    def estimates(self) -> bool: ...
+
+    def renoise(self, rollouts: Rollouts, epoch: int) -> Rollouts:
+        """The same rollouts with the noise of another epoch."""

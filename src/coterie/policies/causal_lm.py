@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear
 from coterie.policies.packing import Twins, pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
-from coterie.policies.state import copy_state, trainable
+from coterie.policies.transformers_policy import TransformersPolicy
 from coterie.reductions import group_sum
 from coterie.rollout.engines.base import Generation, Progress, Request, Until
 from coterie.rollout.engines.copied import CopiedEngine
@@ -29,7 +28,7 @@ from coterie.rollout.engines.sampling import measure
 from coterie.rollouts import Prompt, Rollouts, Sampling
 
 
-class CausalLM:
+class CausalLM(TransformersPolicy):
     """A policy whose decisions are tokens. Everything it returns is on `device`.
 
     `version` counts updates of the weights; the loop bumps it, and every sampled token carries it. Sampling and RL
@@ -44,12 +43,9 @@ class CausalLM:
         "mean_gap": "tokens have no mean",
     }
     """Columns that it does not have, each with the reason."""
-    independent = False
-    """Whether the score of a decision does not need the others' of its rollout."""
 
     def __init__(self, model: Any, tokenizer: Any, spec: ModelSpec) -> None:
-        self.model, self.tokenizer, self.spec = model, tokenizer, spec
-        self.version = 0
+        super().__init__(model, tokenizer, spec)
         with evaluating(model):
             self._split = SplitModel(model)
             self._shared = SharedPrefix(self._split) if spec.shared_prefix else None
@@ -81,14 +77,6 @@ class CausalLM:
         return cls(*load_model_and_tokenizer(spec, tokenizer), spec)
 
     @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def has_adapters(self) -> bool:
-        return hasattr(self.model, "get_base_model")
-
-    @property
     def shares_prefix(self) -> bool:
         """Whether scoring encodes the prompt of a group once, however many rollouts answer it."""
         return self._shared is not None and self._shared.exact and self._split.exact
@@ -98,38 +86,10 @@ class CausalLM:
         """Whether the engine's log-probs are those that `score` gives, up to rounding."""
         return self.engine.exact
 
-    @property
-    def tolerance(self) -> float:
-        """The most by which a captured log-prob may differ from a recomputed one by rounding alone."""
-        return 1e-3 if self.model.dtype in (torch.float32, torch.float64) else 0.5
-
-    # Text
-
-    def encode(self, prompt: str | Sequence[tokenizers.Message]) -> tuple[int, ...]:
-        """Token ids of a prompt, plain or conversational (see `tokenizers.encode`)."""
-        return tokenizers.encode(self.tokenizer, prompt, self.spec.system)
-
-    def encode_completion(self, text: str) -> tuple[int, ...]:
-        """Token ids of a completion's text, without special tokens (an SFT target; EOS is added by `sft_loss`)."""
-        return tokenizers.encode_completion(self.tokenizer, text)
-
-    def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """Each token's own text, for people to look at."""
-        return self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-
     def reply(self, prompt: Any, observation: Any, said: Sequence[int]) -> tuple[int, ...]:
         """Token ids of an observation after an action whose tokens end `said` (see `tokenizers.reply`)."""
         ended = bool(said) and said[-1] == self.tokenizer.eos_token_id
         return tokenizers.reply(self.tokenizer, prompt, observation, ended)
-
-    def decision_texts(self, rollouts: Rollouts) -> list[list[str]]:
-        """The text of each token that was chosen."""
-        rows = zip(rollouts["tokens"].cpu(), rollouts["mask"].cpu(), strict=True)
-        return [self.token_texts(tokens[mask].tolist()) for tokens, mask in rows]
-
-    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """Text of a completion, without special tokens and cut before a stop string."""
-        return tokenizers.decode(self.tokenizer, [list(ids)], stop)[0]
 
     # Sampling
 
@@ -363,32 +323,6 @@ class CausalLM:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         return (m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer))
-
-    # Weights
-
-    def trainable_parameters(self) -> list[torch.nn.Parameter]:
-        """What the optimiser updates: every weight, or the adapters alone."""
-        return [p for p in self.model.parameters() if p.requires_grad]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The trainable parameters by name, tied ones once; not copied."""
-        return trainable(self.model)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy `state` into the trainable parameters. Raises PolicyError unless names and shapes agree exactly."""
-        copy_state(self.state_dict(), state)
-
-    def save(self, folder: str | Path, *, merge: bool = False) -> None:
-        """Write model, tokenizer and generation config in Hugging Face format.
-
-        With adapters, only they are written, unless `merge=True`: then they are folded into a copy of the weights and
-        plain `AutoModelForCausalLM.from_pretrained` loads the result.
-        """
-        model = self.model
-        if merge and self.has_adapters:
-            model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
 
     def copy_frozen(self) -> CausalLM:
         """An independent copy that takes no gradient. With adapters, prefer `Reference`, which copies them alone."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from coterie import wiring
 from coterie.columns import COLUMNS
-from coterie.errors import RecipeError
+from coterie.errors import RecipeError, did_you_mean
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.flow.policy import FlowPolicy
-from coterie.sections import Denoise, Rollout
+from coterie.policies.masked_diffusion.policy import MaskedDiffusion
+from coterie.sections import Denoise, Rollout, Unmask
 from coterie.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -19,9 +21,22 @@ OF_TOKENS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop")
 """Settings of `rollout` that say how tokens are drawn."""
 
 
-def kind_of(task: Task) -> type[CausalLM] | type[FlowPolicy]:
-    """The kind of policy whose samples are those of the task."""
-    return CausalLM if task.latent is None else FlowPolicy
+OF_TEXT: dict[str, type[CausalLM] | type[MaskedDiffusion]] = {
+    "causal_lm": CausalLM,
+    "masked_diffusion": MaskedDiffusion,
+}
+"""Policies that write text, by model.kind."""
+
+
+def kind_of(recipe: Recipe, task: Task) -> type[CausalLM] | type[MaskedDiffusion] | type[FlowPolicy]:
+    """The kind of policy whose samples are those of the task; of those that write text, the one of model.kind."""
+    if task.latent is not None:
+        return FlowPolicy
+    model = recipe.settings.model
+    name = model.get("kind", "causal_lm") if isinstance(model, Mapping) else "causal_lm"
+    if name not in OF_TEXT:
+        raise RecipeError(f"unknown kind of model '{name}'", where="model.kind", hint=did_you_mean(str(name), OF_TEXT))
+    return OF_TEXT[name]
 
 
 def check(recipe: Recipe, task: Task) -> None:
@@ -29,9 +44,13 @@ def check(recipe: Recipe, task: Task) -> None:
 
     Pieces are refused by the columns they read, strategies by the decisions they drive.
     """
-    kind = kind_of(task)
+    kind = kind_of(recipe, task)
     name = f"a policy of {kind.decisions}"
-    if kind is CausalLM:
+    if kind is not MaskedDiffusion:
+        _refuse_settings(recipe.settings.unmask, Unmask(), Unmask.model_fields, "unmask", name)
+    else:
+        _refuse_settings(recipe.settings.rollout, Rollout(), ("stop",), "rollout", name)
+    if kind is not FlowPolicy:
         if "rollout.sampler" in recipe.single:
             raise RecipeError(
                 f"rollout.sampler={recipe.single['rollout.sampler'].piece.slug} is a rule for denoising steps, and "
@@ -53,6 +72,11 @@ def check(recipe: Recipe, task: Task) -> None:
             )
     strategy = recipe.single["rollout.strategy"].piece
     if task.world is not None:
+        if kind is not CausalLM:
+            raise RecipeError(
+                f"task '{task.name}' is played in many turns, and {name} takes its decisions in one",
+                hint="model.kind=causal_lm",
+            )
         if "world" not in (*strategy.required, *strategy.optional):
             raise RecipeError(
                 f"rollout.strategy={strategy.slug} completes prompts, and task '{task.name}' is played in many turns",

@@ -1,9 +1,9 @@
-"""What a recipe says about a causal LM, and loading it: every way this goes wrong has its own message."""
+"""What a recipe says about a language model, and loading it: every way this goes wrong has its own message."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,13 +23,16 @@ class LoraSpec(BaseModel):
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
-class ModelSpec(BaseModel):
-    """Which causal LM is the policy: a folder or hub id by `name`, or a tiny one from scratch by `init`."""
+class SourceSpec(BaseModel):
+    """Which language model is the policy: a folder or hub id by `name`, or a tiny one from scratch by `init`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    """The class of transformers that loads it."""
+
     name: str | None = None
-    init: TinySpec | None = None
+    init: Any = None
     seed: int = 0
     """Random weights of `init` and of new LoRA adapters."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -40,10 +43,6 @@ class ModelSpec(BaseModel):
     device: str = "auto"
     """`auto` is CUDA where there is one, else the CPU."""
     lora: LoraSpec | None = None
-    gradient_checkpointing: bool = False
-    shared_prefix: bool = True
-    """Encode the prompt of a group once when scoring its rollouts: the same values, less work. Models that cannot are
-    found out and score row by row."""
     attn: str | None = None
     """Attention implementation, as transformers names them (sdpa, eager, flash_attention_2, ...)."""
     trust_remote_code: bool = False
@@ -57,13 +56,32 @@ class ModelSpec(BaseModel):
     """Bounds prompt plus completion below the model's own context."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> ModelSpec:
+    def _one_source(self) -> Self:
         if (self.name is None) == (self.init is None):
             raise ValueError("give exactly one of `name` (a folder or hub id) and `init` (a tiny model from scratch)")
         return self
 
+    def build(self) -> tuple[Any, Any]:
+        """The tiny model of `init` and its tokenizer."""
+        raise NotImplementedError
 
-def load_model_and_tokenizer(spec: ModelSpec, tokenizer: Any = None) -> tuple[Any, Any]:
+
+class ModelSpec(SourceSpec):
+    """Which causal LM is the policy: a folder or hub id by `name`, or a tiny one from scratch by `init`."""
+
+    kind: Literal["causal_lm"] = "causal_lm"
+    init: TinySpec | None = None
+    gradient_checkpointing: bool = False
+    shared_prefix: bool = True
+    """Encode the prompt of a group once when scoring its rollouts: the same values, less work. Models that cannot are
+    found out and score row by row."""
+
+    def build(self) -> tuple[Any, Any]:
+        assert self.init is not None
+        return build(self.init, self.seed)
+
+
+def load_model_and_tokenizer(spec: SourceSpec, tokenizer: Any = None) -> tuple[Any, Any]:
     """The model on its device in eval mode (in a PEFT wrapper where it has adapters), and its tokenizer."""
     import torch
     from transformers.utils import logging
@@ -73,7 +91,7 @@ def load_model_and_tokenizer(spec: ModelSpec, tokenizer: Any = None) -> tuple[An
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise PolicyError("no CUDA device is visible", where=f"model.device={device}", hint="use device=auto or cpu")
     if spec.init is not None:
-        model, own = build(spec.init, spec.seed)
+        model, own = spec.build()
         if spec.dtype == "bfloat16":
             for parameter in model.parameters():  # buffers (RoPE frequencies) stay float32, as from_pretrained has them
                 parameter.data = parameter.data.bfloat16()
@@ -94,8 +112,8 @@ def load_model_and_tokenizer(spec: ModelSpec, tokenizer: Any = None) -> tuple[An
     return model.to(device).eval(), tokenizer
 
 
-def _pretrained(spec: ModelSpec, tokenizer: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _pretrained(spec: SourceSpec, tokenizer: Any) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
 
     assert spec.name is not None
     local = _check_folder(spec.name)
@@ -109,8 +127,14 @@ def _pretrained(spec: ModelSpec, tokenizer: Any) -> tuple[Any, Any]:
         options["attn_implementation"] = spec.attn
     if local and (Path(spec.name) / "adapter_config.json").is_file():
         return _load_adapters(spec, options), tokenizer
-    load = lambda: AutoModelForCausalLM.from_pretrained(spec.name, **options)  # noqa: E731
+    load = lambda: _auto(spec).from_pretrained(spec.name, **options)  # noqa: E731
     return _ask(spec.name, local, "model", load), tokenizer
+
+
+def _auto(spec: SourceSpec) -> Any:
+    import transformers
+
+    return getattr(transformers, spec.auto_class)
 
 
 def _check_folder(name: str) -> bool:
@@ -165,7 +189,7 @@ def _peft() -> Any:
     return peft
 
 
-def _add_lora(model: Any, spec: ModelSpec) -> Any:
+def _add_lora(model: Any, spec: SourceSpec) -> Any:
     import torch
 
     peft = _peft()
@@ -182,7 +206,7 @@ def _add_lora(model: Any, spec: ModelSpec) -> Any:
         lora_alpha=spec.lora.alpha,
         lora_dropout=spec.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if spec.auto_class == "AutoModelForCausalLM" else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -192,9 +216,7 @@ def _add_lora(model: Any, spec: ModelSpec) -> Any:
             raise PolicyError(str(error).splitlines()[0], where="model.lora.target_modules") from error
 
 
-def _load_adapters(spec: ModelSpec, options: dict[str, Any]) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def _load_adapters(spec: SourceSpec, options: dict[str, Any]) -> Any:
     peft = _peft()
     base = peft.PeftConfig.from_pretrained(spec.name).base_model_name_or_path
     if not base:
@@ -204,7 +226,7 @@ def _load_adapters(spec: ModelSpec, options: dict[str, Any]) -> Any:
             hint="export with the adapters merged into the weights (coterie export does)",
         )
     options = {key: value for key, value in options.items() if key != "revision"}
-    load = lambda: AutoModelForCausalLM.from_pretrained(base, **options)  # noqa: E731
+    load = lambda: _auto(spec).from_pretrained(base, **options)  # noqa: E731
     model = _ask(base, _check_folder(base), "model", load)
     return peft.PeftModel.from_pretrained(model, spec.name, is_trainable=True)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+PAD, BOS, EOS, MASK = "<pad>", "<bos>", "<eos>", "<mask>"
 CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " \n"
 
 
@@ -73,12 +73,14 @@ def _config(spec: TinySpec, vocabulary: int) -> Any:
     return LlamaConfig(**shape) if spec.family == "llama" else Qwen3Config(**shape)
 
 
-def character_tokenizer(characters: str, context: int) -> Any:
-    """A fast tokenizer with one token a character, after <pad> 0, <bos> 1, <eos> 2. A prompt starts with <bos>."""
+def character_tokenizer(characters: str, context: int, *, mask: bool = False) -> Any:
+    """A fast tokenizer with one token a character, after <pad> 0, <bos> 1, <eos> 2 and, with `mask`, <mask> 3. A prompt
+    starts with <bos>."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate([PAD, BOS, EOS, *characters])}
+    special = [PAD, BOS, EOS, MASK] if mask else [PAD, BOS, EOS]
+    vocabulary = {token: i for i, token in enumerate([*special, *characters])}
     # No unknown token: a character it does not know is an error (`encode` names it), never a silent hole.
     backend = Tokenizer(models.WordLevel(vocabulary))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -91,6 +93,7 @@ def character_tokenizer(characters: str, context: int) -> Any:
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
+        mask_token=MASK if mask else None,
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     )

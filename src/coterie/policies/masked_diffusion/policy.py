@@ -1,0 +1,294 @@
+"""The masked-diffusion policy: a bidirectional model fills a canvas of masked places; each unmasking is a decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from coterie.errors import PolicyError
+from coterie.policies.loading import load_model_and_tokenizer
+from coterie.policies.masked_diffusion import likelihood
+from coterie.policies.masked_diffusion.decode import Trace, before_end, decode
+from coterie.policies.masked_diffusion.likelihood import Inputs
+from coterie.policies.masked_diffusion.spec import MaskedDiffusionSpec
+from coterie.policies.transformers_policy import TransformersPolicy
+from coterie.rollout.engines.local import evaluating
+from coterie.rollout.engines.sampling import measure, uniform, widen
+from coterie.rollouts import Prompt, Rollouts, Sampling
+from coterie.sections import Settings, Unmask
+
+CHUNK = 2**14
+"""Tokens of masked inputs a forward; memory only."""
+PROVIDES = frozenset({"logp", "entropy"})
+
+
+class MaskedDiffusion(TransformersPolicy):
+    """A policy whose decisions are unmaskings: a token put at a place of a canvas of `max_tokens` places.
+
+    The decision axis is the canvas, in the order of the text; `pass_index` says when a decision was taken. `media` keep
+    the whole canvas: `canvas` [B,C] (the mask token where none was put), `unmasked` [B,C] (the pass that put it, -1 for
+    none) and `noise` [B], the seed of the masks of an estimate.
+    """
+
+    decisions = "unmaskings"
+    lacks = {
+        "spread": "its decisions at one place are not taken one after another",
+        "influence": "its decisions are not taken one after another",
+        "step_std": "unmaskings are drawn without Gaussian noise",
+        "step_size": "unmaskings have no noise level",
+        "kl_ref": "the term kl estimates it for unmaskings",
+        "mean_gap": "unmaskings have no mean",
+        "logp_min_p": "it is made for tokens one after another",
+        "logp_tempered": "it is made for tokens one after another",
+    }
+    exact = True
+    """Samples and scores come from one model; estimated log-probs are made anew before an update."""
+
+    def __init__(self, model: Any, tokenizer: Any, spec: MaskedDiffusionSpec, settings: Settings) -> None:
+        super().__init__(model, tokenizer, spec)
+        self.unmask: Unmask = settings.unmask
+        self.width = settings.rollout.max_tokens
+        self.mask_id = _mask_token(model, tokenizer, spec)
+        self.eos_id: int | None = tokenizer.eos_token_id
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = pad if pad is not None else self.eos_id if self.eos_id is not None else 0
+        self._check_bidirectional()
+
+    @classmethod
+    def load(cls, spec: MaskedDiffusionSpec, settings: Settings) -> MaskedDiffusion:
+        """Build or load what `spec` names. Raises PolicyError with the mend when it cannot."""
+        return cls(*load_model_and_tokenizer(spec), spec, settings)
+
+    @property
+    def estimates(self) -> bool:
+        """Whether log-probs are estimates over drawn noise, not those captured while sampling."""
+        return self.unmask.likelihood != "trajectory"
+
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Text of a completion up to its first EOS, without special tokens."""
+        ids = list(ids)
+        end = ids.index(self.eos_id) if self.eos_id in ids else len(ids)
+        return super().decode(ids[:end], stop)
+
+    # Sampling
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        entropy: bool = False,
+        ended: Callable[[int, str], None] | None = None,
+        given: Tensor | None = None,
+    ) -> Rollouts:
+        """One group a prompt, one rollout a seed: the table with everything the roll-out stage provides.
+
+        given: [B,C] tokens that stand in the canvas from the beginning, -1 where there is none. `ended` is called with
+        the number and text of each rollout.
+        """
+        sizes = torch.tensor([len(s) for s in seeds], device=self.device)
+        groups = torch.arange(len(prompts), device=self.device).repeat_interleave(sizes)
+        seed = torch.tensor([s for own in seeds for s in own], dtype=torch.int64, device=self.device)
+        canvas = torch.full((len(seed), sampling.max_tokens), self.mask_id, device=self.device)
+        if given is not None:
+            canvas = torch.where(given >= 0, given.to(self.device), canvas)
+        tokens = [p.tokens for p in prompts]
+
+        def forward(rows: Tensor, now: Tensor) -> Tensor:
+            return torch.cat([self._logits(*self._lay_out(tokens, groups[rows[c]], now[c])) for c in self._cut(now)])
+
+        with evaluating(self.model):
+            trace = decode(forward, canvas, seed, sampling, self.unmask, self.mask_id, self.eos_id)
+        table = self._table(prompts, groups, trace, sampling, seed)
+        if entropy:
+            table = table.with_columns(entropy_old=torch.where(table["mask"], trace.entropy, 0.0))
+        for number, text in enumerate(table.texts):
+            if ended is not None:
+                ended(number, text)
+        return table
+
+    def _table(
+        self, prompts: Sequence[Prompt], groups: Tensor, trace: Trace, sampling: Sampling, seed: Tensor
+    ) -> Rollouts:
+        inside = before_end(trace.canvas, self.eos_id)
+        mask = trace.unmasked >= 0 if self.unmask.after_end else (trace.unmasked >= 0) & inside
+        columns = {
+            "groups": groups,
+            "tokens": torch.where(trace.canvas == self.mask_id, self.pad_id, trace.canvas),
+            "mask": mask,
+            "lengths": mask.sum(-1),
+            "truncated": (trace.canvas != (-1 if self.eos_id is None else self.eos_id)).all(-1),
+            "logp_old": torch.where(mask, trace.logp, 0.0),
+            "version": torch.where(mask, self.version, 0),
+            "pass_index": torch.where(mask, trace.unmasked, 0),
+            "passes": trace.unmasked.amax(-1) + 1,
+            "prompt_index": torch.tensor([p.index for p in prompts], device=self.device)[groups],
+        }
+        texts = [self.decode([t for t in row if t != self.mask_id]) for row in trace.canvas.tolist()]
+        media = {"canvas": trace.canvas, "unmasked": trace.unmasked, "noise": seed}
+        return Rollouts(list(prompts), dict(columns), sampling, texts, media)
+
+    # Scoring
+
+    def score(self, rollouts: Rollouts, want: Collection[str] = ("logp",)) -> dict[str, Tensor]:
+        """{"logp", "entropy"} [B,T] as wanted, by the likelihood that unmask.likelihood names; 0 where masked.
+
+        Differentiable when gradients are on. Float32 (float64 for a float64 model). An estimate is the same whenever
+        the same rollouts are scored: its masks come from their `noise`.
+        """
+        if unknown := set(want) - PROVIDES:
+            raise PolicyError(
+                f"a masked diffusion model provides logp, entropy, not {', '.join(sorted(unknown))}", where="score"
+            )
+        if rollouts.sampling.temperature == 0.0 and torch.is_grad_enabled():
+            raise PolicyError(
+                "rollouts sampled at temperature 0 cannot be trained on",
+                where="rollout.temperature",
+                hint="sample at a temperature above 0, or score under torch.no_grad()",
+            )
+        canvas, noise = (rollouts.media[name].to(self.device) for name in ("canvas", "noise"))
+        mask = torch.zeros_like(canvas, dtype=torch.bool)
+        mask[:, : rollouts["mask"].shape[1]] = rollouts["mask"].to(self.device)
+        inputs = self._inputs(rollouts, mask)
+        prompts, groups = [p.tokens for p in rollouts.prompts], rollouts["groups"].to(self.device)
+        share = self.unmask.prompt_masking
+        parts: list[dict[str, Tensor]] = []
+        cuts = list(self._cut(inputs.hidden))
+
+        def one(chunk: Tensor) -> dict[str, Tensor]:
+            rows, hidden, asked = inputs.row[chunk], inputs.hidden[chunk], inputs.weight[chunk] != 0
+            shown = torch.where(hidden, self.mask_id, canvas[rows])
+            hide = (noise[rows], share) if share else None
+            logits = self._logits(*self._lay_out(prompts, groups[rows], shown, hide))[asked]
+            return measure(logits, canvas[rows][asked], rollouts.sampling, want)
+
+        with evaluating(self.model):
+            for chunk in cuts:
+                again = torch.is_grad_enabled() and len(cuts) > 1  # recompute backward: one chunk in memory at a time
+                parts.append(checkpoint(one, chunk, use_reentrant=False) if again else one(chunk))
+        width = rollouts["mask"].shape[1]
+        found = {}
+        for name in want:
+            asked = inputs.weight != 0
+            values = torch.cat([p[name] for p in parts]) if parts else self._nothing()
+            each = values.new_zeros(asked.shape).masked_scatter(asked, values * inputs.weight[asked].to(values.dtype))
+            total = values.new_zeros(canvas.shape).index_add(0, inputs.row, each)
+            found[name] = total[:, :width]
+        return found
+
+    def renoise(self, rollouts: Rollouts, epoch: int) -> Rollouts:
+        """The same rollouts, to be estimated with other masks."""
+        rollouts = rollouts.with_columns()
+        rollouts.media = {**rollouts.media, "noise": likelihood.fresh(rollouts.media["noise"], epoch)}
+        return rollouts
+
+    def _inputs(self, rollouts: Rollouts, mask: Tensor) -> Inputs:
+        u = self.unmask
+        canvas, unmasked, noise = (rollouts.media[n].to(self.device) for n in ("canvas", "unmasked", "noise"))
+        if u.likelihood == "trajectory":
+            return likelihood.trajectory(mask & (unmasked >= 0), canvas, unmasked, self.mask_id)
+        return (
+            likelihood.one_step(mask)
+            if u.likelihood == "one_step"
+            else likelihood.elbo(mask, noise, u.masks, u.coupled)
+        )
+
+    def sft_loss(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], seed: int | None = None
+    ) -> Tensor:
+        """Masked denoising: each completion, filled up with EOS to the canvas, hides a uniform share of its places, and
+        the loss is their cross-entropy over that share, a bound on the negative log-likelihood a place (nats).
+
+        Masks come from `seed`, or else from the version of the weights.
+        """
+        end = self.pad_id if self.eos_id is None else self.eos_id
+        longest = max(map(len, completions))
+        if longest > self.width:
+            raise PolicyError(
+                f"a reference completion has {longest} tokens and the canvas {self.width}",
+                where="rollout.max_tokens",
+                hint=f"rollout.max_tokens={longest + 1}",
+            )
+        rows = [[*c, *[end] * (self.width - len(c))] for c in completions]
+        canvas = torch.tensor(rows, device=self.device)
+        numbers = torch.arange(len(rows), device=self.device)
+        noise = numbers + (self.version if seed is None else seed) % 2**62
+        share = 1.0 - (uniform(noise, 0) + numbers / len(rows)) % 1.0  # in (0,1], spread over the batch
+        place = torch.arange(1, self.width + 1, device=self.device)
+        hidden = uniform(noise.unsqueeze(-1), place) < share.unsqueeze(-1)
+        self.model.train()
+        try:
+            logits = self._logits(*self._lay_out(prompts, numbers, torch.where(hidden, self.mask_id, canvas)))
+        finally:
+            self.model.eval()
+        loss = torch.nn.functional.cross_entropy(logits[hidden], canvas[hidden], reduction="none")
+        return (loss / share.unsqueeze(-1).expand(hidden.shape)[hidden].to(loss)).sum() / canvas.numel()
+
+    # The model
+
+    def _lay_out(
+        self, prompts: Sequence[Sequence[int]], groups: Tensor, canvas: Tensor, hide: tuple[Tensor, float] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Input ids [N,W], attention mask [N,W] and the places of the canvas in them [N,C]: prompt, canvas, padding."""
+        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
+        longest = max(map(len, prompts))
+        padded = torch.tensor([[*p, *[self.pad_id] * (longest - len(p))] for p in prompts], device=self.device)
+        own = padded[groups]
+        if hide is not None:
+            own = likelihood.hide_prompt(own, *hide, self.mask_id)
+        here = lengths[groups].unsqueeze(-1)
+        place = here + torch.arange(canvas.shape[1], device=self.device)
+        width = int(place.max()) + 1 if place.numel() else 0
+        column = torch.arange(width, device=self.device)
+        ids = own.new_full((len(canvas), width), self.pad_id)
+        ids[:, : min(longest, width)] = own[:, :width]
+        ids = ids.scatter(1, place, canvas)
+        return ids, column < here + canvas.shape[1], place
+
+    def _logits(self, ids: Tensor, attention: Tensor, place: Tensor) -> Tensor:
+        """Logits of every place of the canvas, the mask token impossible. [N,C,V]"""
+        whole = bool(attention.all())
+        logits = self.model(input_ids=ids, **({} if whole else {"attention_mask": attention.long()})).logits
+        here = logits.gather(1, place.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        forbidden = torch.tensor([self.mask_id], device=here.device)
+        return widen(here).index_fill(-1, forbidden, float("-inf"))
+
+    def _cut(self, canvas: Tensor) -> Iterator[Tensor]:
+        """Rows of a batch in chunks of at most CHUNK places."""
+        rows = torch.arange(len(canvas), device=self.device)
+        return iter(rows.split(max(1, CHUNK // canvas.shape[1]))) if len(rows) else iter(())
+
+    def _nothing(self) -> Tensor:
+        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        return torch.zeros(0, dtype=dtype, device=self.device)
+
+    @torch.no_grad()
+    def _check_bidirectional(self) -> None:
+        """Refuse models whose places do not see what is behind them."""
+        with evaluating(self.model):
+            logits = [
+                self.model(input_ids=torch.tensor([[self.mask_id, last]], device=self.device)).logits[0, 0]
+                for last in (self.mask_id, self.pad_id)
+            ]
+        if torch.equal(*logits):
+            raise PolicyError(
+                "the model's places do not see what comes after them: it is a causal LM",
+                where=self.spec.name,
+                hint="model.kind=causal_lm, or name a masked LM",
+            )
+
+
+def _mask_token(model: Any, tokenizer: Any, spec: MaskedDiffusionSpec) -> int:
+    for known in (spec.mask_token_id, tokenizer.mask_token_id, getattr(model.config, "mask_token_id", None)):
+        if known is not None:
+            return int(known)
+    raise PolicyError(
+        "neither tokenizer nor model config say which token masks a place",
+        where=spec.name,
+        hint="model.mask_token_id=ID, as the model's card says",
+    )
