@@ -15,6 +15,7 @@ from test_conformance import SETTINGS, name
 from coterie import api
 from coterie.clock import Clock
 from coterie.collect import collect
+from coterie.columns import COLUMNS
 from coterie.errors import RecipeError
 from coterie.loop import credit, select
 from coterie.metrics import Collector
@@ -69,14 +70,21 @@ def batch(run: Run) -> Rollouts:
         "entropy": found["entropy"].detach(),
         "logp_ref": found["logp_old"] - 0.1,
         "advantages": draw(rows),
+        "logp_train": found["logp_old"] + 0.01 * mask,
+        "heat": torch.ones(rows),
     }
+    sizes = {"B": rows, "T": mask.shape[1]}
+    for other in COLUMNS.values():  # what further strategies and pieces make
+        axes = other.shapes[0].split()
+        if other.dtype == "bool" and other.name not in found and {*axes} <= {*sizes}:
+            extra[other.name] = draw(*(sizes[a] for a in axes)) > 0
     return found.with_columns(**extra)
 
 
 @pytest.mark.parametrize("piece", [p for p in PIECES if p not in LACKING], ids=name)
 def test_every_piece_runs_unchanged(piece: Piece, run: Run, batch: Rollouts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the update on the rollouts themselves; in the update with the policy's own differentiable log-probs."""
-    bound = piece.bind({"loss/drpo": {"above": 0.2}, **SETTINGS}.get(name(piece), {}))
+    bound = piece.bind({"loss/discriminative": {"above": 0.2}, **SETTINGS}.get(name(piece), {}))
     monkeypatch.setattr(run, "reward_weights", {"exact": 1.0, "format": 0.5})
     if piece.kind in ("ratio", "trust_region", "loss", "term"):
         single, chain = dict(run.recipe.single), {**run.recipe.chain, "objective.terms": []}
