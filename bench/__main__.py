@@ -21,6 +21,7 @@ BENCHES = {
     "vocabulary_memory": "peak memory of a step at a vocabulary of 151k against TRL",
     "gemm": "share of the machine's matrix-product rate in training and decode",
     "overhead": "share of a step outside model compute",
+    "optimizers": "state and step of each optimizer against AdamW",
     "credit": "the credit stage of every method against a step",
     "prefix": "the shared-prefix forward on and off",
     "step": "a GRPO step against TRL",
