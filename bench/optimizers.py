@@ -63,10 +63,10 @@ def run(options: Any) -> Findings:
             ratio = bytes_of["adamw"] / max(bytes_of[case], 1)
             found.figures.append(Figure(f"optimizer state, AdamW over {case}", ratio, BARS[case], runs))
     found.notes.append(
-        f"{size / 1e6:.1f}M parameters, float32: a Llama of 8 layers of width 512, vocabulary 8192; the first step, which "
-        "makes the state, is not timed. Losses and gradients are given. Add what they cost: 2 losses a step for mezo, 5 "
-        "for zo-sgd-cons, 10 for zo-ranksgd, 8 for cbo; 3 gradients for harpg; 1 gradient for the others. The peak is of "
-        "memory beyond weights and gradients, as the system saw it"
+        f"{size / 1e6:.1f}M parameters, float32: a Llama of 8 layers of width 512, vocabulary 8192; the first step, "
+        "which makes the state, is not timed. Losses and gradients are given. Add what they cost: 2 losses a step for "
+        "mezo, 5 for zo-sgd-cons, 10 for zo-ranksgd, 8 for cbo; 3 gradients for harpg; 1 gradient for the others. The "
+        "peak is of memory beyond weights and gradients, as the system saw it"
     )
     return found
 
