@@ -17,6 +17,7 @@ from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
 from coterie.rewards.pairwise.contest import Contest
 from coterie.rewards.pairwise.judge import Pairs
+from coterie.rewards.speed import PASSES
 from coterie.rollouts import Rollouts
 from coterie.run import Run
 from coterie.sampling import of_step
@@ -95,6 +96,8 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) ->
     with clock.phase("score"):
         order = rollouts["groups"].tolist()
         rows = [rollouts.prompts[g].row for g in order]
+        if "passes" in rollouts:
+            rows = [{**row, PASSES: n} for row, n in zip(rows, rollouts["passes"].tolist(), strict=True)]
         ids = _completion_ids(rollouts)
         steps = _steps(run, rollouts) if run.process is not None else []
         if steps:
