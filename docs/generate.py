@@ -228,7 +228,9 @@ def columns_page() -> str:
 
 
 def settings_page() -> str:
-    from coterie.policies.loading import LoraSpec, ModelSpec
+    from coterie.policies.loading import LoraSpec, ModelSpec, SourceSpec
+    from coterie.policies.masked_diffusion.spec import MaskedDiffusionSpec
+    from coterie.policies.masked_diffusion.tiny import TinyMaskedSpec
     from coterie.policies.tiny import TinySpec
     from coterie.schedules import Schedule
 
@@ -252,6 +254,15 @@ def settings_page() -> str:
         field_table(LoraSpec.model_fields, "model.lora.", attribute_docs(LoraSpec)),
         "### model.init", docstring(TinySpec) + " A task that has a vocabulary of its own gives it.",
         field_table(TinySpec.model_fields, "model.init.", attribute_docs(TinySpec)),
+        "### model, of kind masked_diffusion", docstring(MaskedDiffusionSpec) + " Beside the settings above, but for "
+        "those of causal models alone:", field_table(
+            {
+                n: f for n, f in MaskedDiffusionSpec.model_fields.items()
+                if n == "init" or n not in SourceSpec.model_fields
+            },
+            "model.", attribute_docs(MaskedDiffusionSpec)),
+        "### model.init, of kind masked_diffusion", docstring(TinyMaskedSpec),
+        field_table(TinyMaskedSpec.model_fields, "model.init.", attribute_docs(TinyMaskedSpec)),
         "## Slots for pieces", table(("slot", "default", "takes"), slots),
         "## Schedules", docstring(Schedule), field_table(Schedule.model_fields),
     ]  # fmt: skip
@@ -286,9 +297,10 @@ def type_text(annotation: Any) -> str:
 
 
 def attribute_docs(model: type[BaseModel]) -> dict[str, str]:
-    """The docstrings under the fields of a class."""
+    """The docstrings under the fields of a class and of those it comes from."""
+    inherited = attribute_docs(model.__base__) if model.__base__ not in (BaseModel, None) else {}
     statements = ast.parse(textwrap.dedent(inspect.getsource(model))).body[0].body  # type: ignore[attr-defined]
-    return {
+    return inherited | {
         field.target.id: " ".join(str(said.value.value).split())
         for field, said in itertools.pairwise(statements)
         if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)

@@ -18,6 +18,7 @@ from coterie.rewards.answer_span import answer_span
 from coterie.rewards.matches import matches
 from coterie.rewards.pairwise.contest import Contest
 from coterie.rewards.pairwise.judge import Pairs
+from coterie.rewards.speed import PASSES
 from coterie.rollouts import Rollouts
 from coterie.run import Run
 from coterie.sampling import of_step
@@ -97,6 +98,8 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) ->
     with clock.phase("score"):
         order = rollouts["groups"].tolist()
         rows = [rollouts.prompts[g].row for g in order]
+        if "passes" in rollouts:
+            rows = [{**row, PASSES: n} for row, n in zip(rows, rollouts["passes"].tolist(), strict=True)]
         ids = _completion_ids(rollouts)
         if rollouts.episodes:
             rows = [{**row, "episode": episode} for row, episode in zip(rows, rollouts.episodes, strict=True)]

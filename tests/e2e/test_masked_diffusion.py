@@ -193,6 +193,21 @@ def test_a_run_can_be_evaluated_and_exported(cli: Callable[..., Any], tmp_path: 
     assert 0.0 <= json.loads(again.out)["eval/accuracy"] <= 1.0
 
 
+def test_tokens_a_forward_pass_are_a_reward() -> None:
+    functions = ["exact", "coterie.rewards.speed:speed"]
+    recipe = resolve(
+        method="lightning-rl", functions=functions,
+        overrides=[*MASKED[:-2], "unmask.threshold=0.3", "task.digits=1", "task.train=4", "task.held_out=2"],
+    )  # fmt: skip
+    run = build(recipe)
+    run.metrics = {}
+    collect(run, 0, Clock())
+    assert run.seen is not None
+    found = run.seen.columns["components"]["speed"]  # type: ignore[index]
+    torch.testing.assert_close(found, run.seen["lengths"] / run.seen["passes"])
+    assert len(found.unique()) > 1
+
+
 def test_the_demo_is_a_recipe() -> None:
     from coterie.cli.demo import DEMOS, RECIPES
 
