@@ -60,12 +60,12 @@ def _train(worker: Worker) -> list[dict[str, float]]:
 
 def _warm_started(seed: int) -> dict[str, Any]:
     """The demo's model after its warm start, and its prompts, on disk; the settings both workers need."""
-    from coterie.cli.demo import RECIPE
+    from coterie.cli.demo import DEMOS, RECIPES
     from coterie.recipe import resolve
     from coterie.run import build, use_threads
     from coterie.warm_start import warm_start
 
-    recipe = resolve(file=RECIPE, overrides=[f"seed={seed}"])
+    recipe = resolve(file=RECIPES / DEMOS["sort"], overrides=[f"seed={seed}"])
     settings, folder = recipe.settings, SCRATCH / f"demo-{seed}"
     if not (folder / "model" / "config.json").exists():
         use_threads(recipe)

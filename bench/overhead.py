@@ -39,11 +39,11 @@ def run(options: Any) -> Findings:
 
 
 def _demo(threads: int, steps: int) -> Any:
-    from coterie.cli.demo import RECIPE
+    from coterie.cli.demo import DEMOS, RECIPES
     from coterie.recipe import resolve
 
     small = ["evaluation.every=0", "evaluation.prompts=32", "checkpoint.every=0", "warm_start.steps=60"]
-    return resolve(file=RECIPE, overrides=[f"steps={steps}", *small])
+    return resolve(file=RECIPES / DEMOS["sort"], overrides=[f"steps={steps}", *small])
 
 
 def _large(threads: int, steps: int) -> Any:
