@@ -24,6 +24,9 @@ from coterie.update import _aggregate
 
 # Settings for pieces that cannot run on their defaults: "kind/slug" -> settings.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "loss/modpo": {"preference": "exact"},
+    "loss/srpo_robust": {"revises": "format"},
+    "shaping/mutual_verification": {"tests": "e"},
     "baseline/stratified_norm": {"strata": "format"},
     "filter/speed_signal": {"speed": "format"},
     "modifier/difficulty_scale": {"hardness": "format"},

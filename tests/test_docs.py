@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from coterie import methods, pieces, wiring
 from coterie.cli.app import app
 from coterie.columns import COLUMNS
+from coterie.offline.recorded import load
 from coterie.recipe import Recipe, resolve
 from coterie.rewards import functions
 from coterie.run import build_task
@@ -103,6 +104,14 @@ def page(
 
 def check(recipe: Recipe) -> None:
     """What can be known of a recipe without a model: its columns, its reward functions, its local data."""
+    data = recipe.settings.offline.rollouts
+    if data is not None:
+        if all(Path(p).exists() for p in data):
+            recorded = load(recipe.settings)
+            wiring.check_offline(recipe, recorded.columns, recorded.group_size)
+        else:  # a run that the reader makes
+            assert all("runs" in Path(p).parts for p in data)
+        return
     wiring.check(recipe)
     judges = [] if recipe.judge is None else [recipe.judge]
     written = [f["fn"] if isinstance(f, dict) else f for f in [*recipe.functions, *judges]]

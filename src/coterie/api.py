@@ -36,6 +36,7 @@ def train(
     task: Any = None,
     method: str | None = None,
     rewards: Sequence[Callable[..., Any] | str | Mapping[str, Any]] | None = None,
+    rollouts: str | Path | Sequence[str | Path] | None = None,
     recipe: str | Path | None = None,
     out: str | Path | None = None,
     quiet: bool = False,
@@ -45,6 +46,8 @@ def train(
 
     model: a path or hub id, or a mapping (name, dtype, lora, init). task: a task's name, a data file, or a mapping
     {name: settings}. method: 'grpo', 'dapo+kl' … rewards: functions f(completions, **columns) -> list[float | None].
+    rollouts: recorded rollouts or preference pairs to learn from (files, folders, globs, run directories); then nothing
+    is generated, and a task is only evaluated on.
     Other settings by section, rollout={"group_size": 8}, or with dots in a mapping, **{"rollout.group_size": 8}.
     Raises CoterieError with the mend where something is wrong.
     """
@@ -53,6 +56,8 @@ def train(
         values["model"] = model
     if task is not None:
         values["task"] = task
+    if rollouts is not None:
+        values["offline.rollouts"] = [str(r) for r in ([rollouts] if isinstance(rollouts, str | Path) else rollouts)]
     resolved = resolve(method=method, file=recipe, values=values, functions=rewards)
     return start(resolved, out, quiet=quiet)
 

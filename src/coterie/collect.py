@@ -13,6 +13,8 @@ from coterie.clock import Clock
 from coterie.errors import RewardError, RunError
 from coterie.evaluator import verdicts
 from coterie.metrics import record
+from coterie.offline.recorded import Recorded
+from coterie.policies.causal_lm import CausalLM
 from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
 from coterie.rewards.matches import matches
@@ -23,7 +25,7 @@ from coterie.rollouts import Rollouts
 from coterie.run import Run
 from coterie.sampling import of_step
 from coterie.streams import stream
-from coterie.update import provide
+from coterie.update import provide, score_live
 from coterie.wiring import argument, wanted
 
 
@@ -37,7 +39,10 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
     dropped = drawn = 0
     for round_ in range(rounds):
         have = sum(len(k.prompts) for k in kept)
-        scored = score(run, roll_out(run, step, round_, want - have, clock), step, round_, clock)
+        if run.recorded is not None:
+            scored = recall(run, run.recorded, step, want - have, clock)
+        else:
+            scored = score(run, roll_out(run, step, round_, want - have, clock), step, round_, clock)
         _tell(run, scored)
         batch = shape(run, scored, step, clock)
         seen.append(batch)
@@ -60,6 +65,28 @@ def _tell(run: Run, scored: Rollouts) -> None:
         scored = scored.sampled()
         correct = scored["correct"] if "correct" in scored else None
         observe(scored["prompt_index"], scored["rewards"], correct)
+
+
+def recall(run: Run, recorded: Recorded, step: int, count: int, clock: Clock) -> Rollouts:
+    """Draw `count` groups of recorded rollouts, with what they earned and the log-probs they were taken with. Where
+    these are missing, those of the starting policy stand for them.
+    """
+    assert isinstance(run.policy, CausalLM)
+    indices = run.curriculum({"size": len(recorded), "count": count, "seed": run.settings.seed}, step)
+    with clock.phase("read"):
+        rollouts, lacking = recorded.batch(run.policy, indices, of_step(run.recipe, run.task, step))
+    if bool(lacking.any()):
+        with clock.phase("reference"), torch.no_grad():
+            start = run.start()
+            logp = score_live(run, rollouts, {"logp_ref"}, step, start)["logp_ref"]
+        old = torch.where(lacking.unsqueeze(-1), logp, rollouts["logp_old"])
+        rollouts = rollouts.with_columns(logp_old=old)
+        if run.needs_reference() and run.reference() is start:
+            rollouts = rollouts.with_columns(logp_ref=logp)
+    for name, read in (("answers", _answers), ("answer_mask", _answer_mask)):
+        if name in wanted(run.recipe, "score"):
+            rollouts = rollouts.with_columns(**{name: read(run, rollouts).to(run.policy.device)})
+    return rollouts
 
 
 def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts:

@@ -54,6 +54,8 @@ def begin(run: Run, reporter: Reporter) -> None:
     run.started = True
     if run.needs_reference():
         run.reference()
+    if run.needs_start():
+        run.start()
     with clock.phase("eval"):
         run.metrics |= evaluate(run.policy, run.task, run.settings)
     reporter.step(run, None, clock)

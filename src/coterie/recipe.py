@@ -129,6 +129,15 @@ def _absolute_function(function: Any) -> Any:
     return {**function, "fn": absolute(function.get("fn"))} if isinstance(function, Mapping) else absolute(function)
 
 
+def _absolute_data(name: Any) -> Any:
+    """A path or glob made absolute where it leads somewhere, else the name (of a dataset)."""
+    if not isinstance(name, str | Path):
+        return name
+    path = Path(name).expanduser()
+    local = path.exists() or path.is_absolute() or any(c in str(name) for c in "*?[")
+    return str(path.absolute()) if local else str(name)
+
+
 def _piece_text(bound: BoundPiece) -> Any:
     plain = {
         k: v.model_dump(by_alias=True) if hasattr(v, "model_dump") else list(v) if isinstance(v, tuple) else v
@@ -343,12 +352,15 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
     if Path(model.get("name") or "").is_dir() and model.get("name"):
         model["name"] = str(Path(model["name"]).resolve())
     plain.get("rewards", {}).pop("functions", None)
+    recorded = _as_list(plain.get("offline", {}).get("rollouts"))
+    if recorded:
+        plain["offline"]["rollouts"] = [_absolute_data(r) for r in recorded]
     try:
         settings = Settings.model_validate(plain)
     except ValidationError as error:
         raise _first_error(error, merge) from None
     single = {slot: ref.bind(SINGLE[slot], slot) for slot, ref in merge.single.items() if ref is not None}
-    if "task" not in single:
+    if "task" not in single and not recorded:
         raise RecipeError(
             "no task is named", hint="task=countdown, task=my.jsonl, or --task; `coterie tasks` lists them"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +15,10 @@ from pydantic import ValidationError
 from coterie import mismatch, wiring
 from coterie.checkpoint import load_state, save_state
 from coterie.columns import BEFORE
-from coterie.errors import RecipeError, did_you_mean
+from coterie.errors import DataError, RecipeError, did_you_mean
 from coterie.hardware import reuse_freed_memory
 from coterie.history import History
+from coterie.offline.recorded import Recorded, load
 from coterie.optim.master import MasterWeights, optimize
 from coterie.pieces import BoundPiece
 from coterie.policies import kinds
@@ -32,7 +33,7 @@ from coterie.policies.masked_diffusion.tiny import TinyMaskedSpec
 from coterie.policies.reference import Reference
 from coterie.policies.tiny import CHARACTERS, TinySpec
 from coterie.recipe import Recipe
-from coterie.rewards.functions import rewards_of
+from coterie.rewards.functions import WeightedReward, rewards_of
 from coterie.rewards.pairwise.contest import Contest, contest_of
 from coterie.rewards.process import process_of
 from coterie.rewards.runner import RewardRunner
@@ -76,7 +77,10 @@ class Run:
     """Batches waiting for their late update (update.staleness)."""
     history: History = field(default_factory=History)
     """What `drift` is measured on; empty where no piece reads it."""
+    recorded: Recorded | None = None
+    """What is learned from, where nothing is rolled out."""
     _reference: Reference | None = None
+    _start: Reference | None = None
     _prompts: dict[int, Prompt] = field(default_factory=dict)
 
     @property
@@ -96,6 +100,8 @@ class Run:
     @property
     def budget(self) -> int:
         """The most decisions that a rollout may take."""
+        if self.recorded is not None and self.recorded.sampling is not None:
+            return self.recorded.sampling.max_tokens
         return self.settings.rollout.max_tokens if self.task.latent is None else self.settings.denoise.steps
 
     def prompt(self, index: int) -> Prompt:
@@ -110,8 +116,19 @@ class Run:
     def reference(self) -> Reference:
         if self._reference is None:
             spec = self.settings.reference
-            self._reference = Reference(self.policy, spec.update, spec.decay, spec.every)
+            self._reference = Reference(self.policy, spec.update, spec.decay, spec.every, spec.momentum)
         return self._reference
+
+    def start(self) -> Reference:
+        """The policy as it was before the first step, whose log-probs stand where none were recorded."""
+        if self.needs_reference() and self.settings.reference.update == "frozen":
+            return self.reference()
+        if self._start is None:
+            self._start = Reference(self.policy)
+        return self._start
+
+    def needs_start(self) -> bool:
+        return self.recorded is not None and self.recorded.lacks_logp
 
     def needs_reference(self) -> bool:
         return wiring.reads_reference(self.recipe)
@@ -132,6 +149,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "pieces": {name: b.state_dict() for name, b in self.stateful().items()},
             "reference": self._reference.state_dict() if self._reference is not None else None,
+            "start": self._start.state_dict() if self._start is not None else None,
+            "recorded": None if self.recorded is None else self.recorded.rollouts,
             "adapters": self.policy.state_dict() if self.policy.has_adapters else None,
             "pending": [_pack(r) for r in self.pending],
             "history": self.history.state_dict(),
@@ -150,6 +169,14 @@ class Run:
             bound.load_state_dict(state["pieces"][name])
         if state["reference"] is not None:
             self.reference().load_state_dict(state["reference"])
+        if state["start"] is not None:
+            self.start().load_state_dict(state["start"])
+        if self.recorded is not None and state["recorded"] != self.recorded.rollouts:
+            raise DataError(
+                f"the run began with {state['recorded']} recorded rollouts, and now there are {self.recorded.rollouts}",
+                where=", ".join(_listed(self.settings.offline.rollouts)),
+                hint="put the data back as it was, or start a new run from the checkpoint's policy",
+            )
         self.pending = deque(self._unpack(r) for r in state["pending"])
         self.history.load_state_dict(state["history"])
 
@@ -169,6 +196,10 @@ def _pack(rollouts: Rollouts) -> dict[str, Any]:
     }
 
 
+def _listed(names: str | list[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else names or []
+
+
 def use_threads(recipe: Recipe) -> None:
     """CPU threads of torch, as the recipe says. Sums depend on their number, so a resumed run uses the same."""
     reuse_freed_memory()
@@ -176,23 +207,43 @@ def use_threads(recipe: Recipe) -> None:
         torch.set_num_threads(recipe.settings.threads)
 
 
-def build_task(recipe: Recipe) -> Task:
-    """The task, built from its own settings alone (no model is loaded)."""
+def build_task(recipe: Recipe, recorded: Recorded | None = None) -> Task:
+    """The task, built from its own settings alone (no model is loaded). It trains on the prompts that are recorded,
+    where there are; then it may be missing, and there is nothing to evaluate.
+    """
+    if recorded is not None or "task" not in recipe.single:
+        named = recipe.single["task"]({}, 0) if "task" in recipe.single else Task("recorded", [], [])
+        return named if recorded is None else recorded.task(named)
     task = recipe.single["task"]({}, 0)
     if len(task.train) == 0:
         raise RecipeError(f"task '{task.name}' has no training prompts")
     return task
 
 
-def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
-    """Load what the recipe names, from the hub, disk or a checkpoint. Fails before loading where it can."""
-    task = build_task(recipe)
-    process = process_of(task, recipe.process, recipe.settings.rewards)
+def build(recipe: Recipe, checkpoint: Path | None = None, *, to_train: bool = True) -> Run:
+    """Load what the recipe names, from the hub, disk or a checkpoint. Fails before loading where it can.
+
+    Without `to_train`, recorded rollouts are left where they are: the policy can be evaluated and exported.
+    """
+    offline = recipe.settings.offline.rollouts is not None
+    recorded = load(recipe.settings) if offline and to_train else None
+    task = build_task(recipe, recorded)
+    process = contest = judge = None
+    functions: list[WeightedReward] = []
     kinds.check(recipe, task)
-    wiring.check(recipe, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
-    contest = contest_of(recipe.judge, recipe.single.get("rewards.pairwise.scheme"), recipe.settings)
-    judge = None if contest is None else contest.judge
-    functions, weights = rewards_of(task, recipe.functions, recipe.settings.rewards, judge)
+    if recorded is not None:
+        wiring.check_offline(recipe, recorded.columns, recorded.group_size)
+        weights = recorded.weights or dict.fromkeys(recorded.scores or ["reward"], 1.0)
+        if task.vocabulary is None and isinstance(recipe.settings.model, Mapping) and "init" in recipe.settings.model:
+            task = replace(task, vocabulary=recorded.characters())
+    elif offline:
+        weights = {}
+    else:
+        process = process_of(task, recipe.process, recipe.settings.rewards)
+        wiring.check(recipe, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
+        contest = contest_of(recipe.judge, recipe.single.get("rewards.pairwise.scheme"), recipe.settings)
+        judge = None if contest is None else contest.judge
+        functions, weights = rewards_of(task, recipe.functions, recipe.settings.rewards, judge)
     if process is not None:
         if not wiring.reads_steps(recipe):
             process = None  # the task has one and nobody asks
@@ -201,8 +252,10 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
                 f"a reward and the process function are both named {process.name}", hint="give one a 'name'"
             )
     policy = load_policy(recipe, task, checkpoint)
+    if recorded is not None:
+        recorded.check_policy(policy)
     optimizer = optimize(policy.trainable_parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
-    said = mismatch.correct(recipe, policy.exact)
+    said = mismatch.correct(recipe, policy.exact) if not offline else None
     columns = (wiring.wanted(recipe, "policy", "objective") - BEFORE) | {"logp"}
     run = Run(
         recipe=recipe,
@@ -217,8 +270,11 @@ def build(recipe: Recipe, checkpoint: Path | None = None) -> Run:
         reward_weights=weights,
         process=None if process is None else process.name,
         contest=contest,
+        recorded=recorded,
     )
     run.notes += [*task.notes, *([said] if said else [])]
+    if checkpoint is None and run.needs_start() and any("logp_old" in b.piece.required for _, b in recipe.all_bound()):
+        run.notes.append("the data has no log-probs: those of the starting policy stand for them")
     if checkpoint is not None:
         run.restore(checkpoint)
     return run

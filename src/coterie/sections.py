@@ -86,6 +86,16 @@ class Unmask(Section):
         return self
 
 
+class Offline(Section):
+    rollouts: str | list[str] | None = Field(
+        None,
+        description="recorded rollouts or pairs to learn from, nothing is generated: files, folders, globs, runs",
+    )
+    revise: str | None = Field(
+        None, description="text between an answer and its improvement: pairs are also learned as revisions"
+    )
+
+
 class Rewards(Section):
     weights: dict[str, float] = Field(default_factory=dict, description="weight of each component, by name")
     timeout: float | None = Field(None, gt=0, description="seconds a user's reward function may take a call")
@@ -111,6 +121,15 @@ class Reference(Section):
     update: Literal["frozen", "ema", "periodic"] = Field("frozen", description="how the reference follows the policy")
     decay: float = Field(0.99, ge=0, lt=1, description="of the EMA, a step")
     every: PositiveInt = Field(50, description="steps between periodic copies")
+    momentum: float = Field(
+        0.0, ge=0, lt=1, description="periodic copies go on past the policy by this share of its way since the last one"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Reference:
+        if self.momentum and self.update != "periodic":
+            raise ValueError(f"reference.momentum is for reference.update=periodic, not {self.update}")
+        return self
 
 
 class WarmStart(Section):
@@ -150,6 +169,7 @@ class Settings(Section):
     rollout: Rollout = Field(default_factory=Rollout)
     denoise: Denoise = Field(default_factory=Denoise)
     unmask: Unmask = Field(default_factory=Unmask)
+    offline: Offline = Field(default_factory=Offline)
     rewards: Rewards = Field(default_factory=Rewards)
     update: Update = Field(default_factory=Update)
     reference: Reference = Field(default_factory=Reference)

@@ -17,6 +17,7 @@ from coterie.columns import BEFORE, GROUPWISE, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RunError
 from coterie.metrics import Collector, collect
 from coterie.policies.base import Estimating
+from coterie.policies.reference import Reference
 from coterie.rollouts import Rollouts
 from coterie.run import Run, optimizer_at
 from coterie.schedules import Schedule
@@ -246,12 +247,13 @@ def _observe(collector: Collector, table: dict[str, Any], mask: Tensor) -> None:
 def _check_on_policy(run: Run, collector: Collector) -> None:
     """The first update is on policy: every ratio must be 1, or sampler and trainer do not agree on the policy.
 
-    Late batches may differ, and those of an engine that says so; but where the difference is corrected, the ratio is
-    against the trainer's own log-probs, and must be 1 all the same.
+    Late batches may differ, those of an engine that says so, and recorded ones; but where the difference is corrected,
+    the ratio is against the trainer's own log-probs, and must be 1 all the same.
     """
     gap = collector.peaks["ratio/max_abs_log"]
     corrected = "logp_train" in wanted(run.recipe, "policy")
-    if not corrected and (run.settings.update.staleness > 0 or not run.policy.exact):
+    late = run.settings.update.staleness > 0 or run.recorded is not None
+    if not corrected and (late or not run.policy.exact):
         return
     if gap > run.policy.tolerance:
         other = "those it gave just before" if corrected else "the sampler's"
@@ -319,7 +321,7 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     """
     if "drift" in wanted(run.recipe, "history", slots) and "drift" not in rollouts:
         with clock.phase("reference"), torch.no_grad():
-            drift = run.history.drift(rollouts, lambda past: _score_live(run, past, {"logp"})["logp"])
+            drift = run.history.drift(rollouts, lambda past: score_live(run, past, {"logp"})["logp"])
         rollouts = rollouts.with_columns(drift=drift)
     if "kl_ref" in wanted(run.recipe, "policy", slots) and "mean_ref" not in rollouts.media:
         with clock.phase("reference"):
@@ -335,7 +337,7 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     if not missing:
         return rollouts
     with clock.phase("reference"), torch.no_grad():
-        rollouts = rollouts.with_columns(**_score_live(run, rollouts, missing, step))
+        rollouts = rollouts.with_columns(**score_live(run, rollouts, missing, step))
     if "logp_train" in missing:
         weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
         mismatch.observe(rollouts["logp_train"], rollouts["logp_old"], weights, rollouts["mask"])
@@ -350,8 +352,12 @@ def _with_reference_means(run: Run, rollouts: Rollouts) -> Rollouts:
     return replace(rollouts, media={**rollouts.media, "mean_ref": means})
 
 
-def _score_live(run: Run, rollouts: Rollouts, columns: set[str], step: int = 0) -> dict[str, Tensor]:
-    """Columns of the rollouts that have weight, 0 elsewhere, by micro-batches. [B,T] each"""
+def score_live(
+    run: Run, rollouts: Rollouts, columns: set[str], step: int = 0, reference: Reference | None = None
+) -> dict[str, Tensor]:
+    """Columns of the rollouts that have weight, 0 elsewhere, by micro-batches. [B,T] each. logp_ref is the run's
+    reference's, unless another is given.
+    """
     policy: Any = run.policy  # a recipe that reads what its kind does not have was refused
     weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
     alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
@@ -361,7 +367,7 @@ def _score_live(run: Run, rollouts: Rollouts, columns: set[str], step: int = 0) 
     for rows in microbatches(rollouts.rows(alive), budget, bool(own & GROUPWISE), shared):
         micro = rollouts.rows(alive[rows])
         found = run.policy.score(micro, own) if own else {}
-        found = found | (run.reference().score(micro) if "logp_ref" in columns else {})
+        found = found | ((reference or run.reference()).score(micro) if "logp_ref" in columns else {})
         if "logp_min_p" in columns:
             found["logp_min_p"] = policy.score_min_p(micro, argument(run.recipe, "logp_min_p", step))
         if "logp_tempered" in columns:

@@ -33,7 +33,7 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
     for done in range(1, spec.steps + 1):
         loss = sft(done)
         if spec.stop_at is not None and done % spec.check_every == 0:
-            reached = accuracy(run.policy, run.task, run.settings, held_out=False, key=done)
+            reached = accuracy(run.policy, run.task, run.settings, held_out=run.recorded is not None, key=done)
             note(f"warm start {done}/{spec.steps}  loss {loss:.3f}  sampled accuracy {reached:.1%}")
             if reached >= spec.stop_at:
                 break

@@ -83,12 +83,16 @@ def check(
             f"rollout.group_size is {recipe.settings.rollout.group_size}",
             hint="rollout.group_size=8",
         )
+    _check_pieces(recipe, recipe.settings.rollout.group_size, "rollout.group_size is")
+
+
+def _check_pieces(recipe: Recipe, group_size: int, says: str) -> None:
+    """What holds of pieces by themselves and beside each other, wherever the rollouts come from."""
     for slot, bound in recipe.all_bound():
         _check_order(slot, bound)
-        if recipe.settings.rollout.group_size < bound.piece.min_group:
+        if group_size < bound.piece.min_group:
             raise RecipeError(
-                f"{slot}={bound.piece.slug} compares the rollouts of one prompt, and rollout.group_size is "
-                f"{recipe.settings.rollout.group_size}",
+                f"{slot}={bound.piece.slug} compares the rollouts of one prompt, and {says} {group_size}",
                 hint="rollout.group_size=8, or a baseline over the batch: credit.baseline=whitened_return",
             )
     _check_objective(recipe)
@@ -96,6 +100,30 @@ def check(
     whiteners = [f"{slot}={b.piece.slug}" for slot, b in recipe.all_bound() if slot.startswith("credit") and whitens(b)]
     if len(whiteners) > 1:
         warnings.warn(f"two pieces normalise the advantage, one after the other: {', '.join(whiteners)}", stacklevel=2)
+
+
+def check_offline(recipe: Recipe, recorded: frozenset[str], group_size: int) -> None:
+    """`check`, for a recipe that learns from recorded rollouts with these columns: nothing is rolled out or graded."""
+    strategy = recipe.single["rollout.strategy"].piece.slug
+    if strategy != "plain":
+        raise RecipeError(
+            f"rollout.strategy={strategy} has nothing to do: the rollouts are recorded", hint="rollout.strategy=plain"
+        )
+    if recipe.functions or recipe.process is not None or recipe.judge is not None:
+        raise RecipeError(
+            "recorded rollouts are not graded again, and a reward is named",
+            hint="leave it out; rewards.weights weighs the recorded components anew",
+        )
+    for use in uses(recipe):
+        made = use.provider in ("roll out", "score", "environment")
+        if use.consumers and made and use.column not in recorded:
+            raise RecipeError(
+                f"{use.consumers[0]} reads '{use.column}' ({COLUMNS[use.column].meaning}), which the recorded rollouts "
+                "do not have",
+                hint="record them with a method that makes it, or choose another piece",
+            )
+    _check_arguments(recipe)
+    _check_pieces(recipe, group_size, "the largest recorded group has")
 
 
 _MENDS = {

@@ -29,6 +29,7 @@ def functions(*named: str) -> str:
 
 
 REWARDS = Path(__file__).with_name("rewards.py")
+TESTS = ("positions", "brevity")
 JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise_judge.py'}:closer"
 EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
 DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard")
@@ -52,6 +53,9 @@ NEEDS: dict[str, list[str]] = {
     "prs": [functions("positions", "stage=0")],
     "gtpo": ["credit.modifiers.conflict_tokens.max_entropy=9"],
     "thr": EASY,
+    "modpo": [functions("positions", "brevity=0.5"), "objective.loss.modpo.preference=positions"],
+    "codedpo": [f"rewards.functions=[{', '.join(f'{{fn: {REWARDS}:{n}, name: test_{n}}}' for n in TESTS)}]"],
+    "srpo-robust": ["objective.loss.srpo_robust.revises=null"],
     "drpo": ["objective.loss.discriminative.above=0.2"],
     "disco": ["objective.loss.discriminative.above=0.2"],
     "grpo-care": [functions("positions"), "rewards.shaping.consistency_bonus.accuracy=positions"],

@@ -43,6 +43,10 @@ MethodName = Annotated[
 Reward = Annotated[
     list[str] | None, typer.Option("--reward", help="file.py:function or a verifier's name; repeatable.")
 ]
+Recorded = Annotated[
+    list[str] | None,
+    typer.Option("--rollouts", help="Learn from recorded rollouts or pairs: file, folder, glob, run; repeatable."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only errors and the last line.")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run directory (default runs/TASK-METHOD-TIME).")]
@@ -63,6 +67,7 @@ def _recipe(
     task: str | None,
     method: str | None,
     rewards: list[str] | None = None,
+    rollouts: list[str] | None = None,
 ) -> Any:
     from coterie.recipe import resolve
 
@@ -77,6 +82,8 @@ def _recipe(
         values["task"] = task
     if rewards:
         values["rewards.functions"] = list(rewards)
+    if rollouts:
+        values["offline.rollouts"] = list(rollouts)
     return resolve(method=method, file=files[0] if files else None, overrides=overrides, values=values)
 
 
@@ -95,6 +102,7 @@ def train(
     task: TaskName = None,
     method: MethodName = None,
     reward: Reward = None,
+    rollouts: Recorded = None,
     out: Out = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -102,7 +110,7 @@ def train(
     """Train a policy: coterie train --model M --task T --method dapo steps=200."""
     from coterie.api import start
 
-    _ended(start(_recipe(arguments, model, task, method, reward), out, quiet=quiet or as_json), as_json)
+    _ended(start(_recipe(arguments, model, task, method, reward, rollouts), out, quiet=quiet or as_json), as_json)
 
 
 @app.command()
@@ -172,12 +180,13 @@ def plan(
     task: TaskName = None,
     method: MethodName = None,
     reward: Reward = None,
+    rollouts: Recorded = None,
     as_json: Json = False,
 ) -> None:
     """What a recipe will do, before it does it: pieces, columns with providers and consumers, every derived number."""
     from coterie.cli.plan import show_plan
 
-    show_plan(_recipe(arguments, model, task, method, reward), as_json)
+    show_plan(_recipe(arguments, model, task, method, reward, rollouts), as_json)
 
 
 @app.command()

@@ -41,7 +41,7 @@ def evaluate_target(target: str, arguments: list[str], task: str | None, as_json
     if (folder / "recipe.yaml").is_file():
         checkpoint = _last(folder)
         recipe = resolve(file=folder / "recipe.yaml", overrides=arguments, values=values)
-        run = build(recipe, checkpoint)
+        run = build(recipe, checkpoint, to_train=False)
     else:
         if task is None and not any(a.startswith("task") for a in arguments):
             raise RecipeError(f"on which task is '{target}' to be evaluated?", hint="add --task NAME")
@@ -62,7 +62,7 @@ def export_policy(run_path: Path, out: Path) -> None:
 
     _must_be_free(out)
     checkpoint = _last(run_path)
-    run = build(resolve(file=run_path / "recipe.yaml"), checkpoint)
+    run = build(resolve(file=run_path / "recipe.yaml"), checkpoint, to_train=False)
     run.policy.save(out, merge=True)
     console.print(f"model       {out}\nload it with AutoModelForCausalLM.from_pretrained('{out}')", markup=False)
 

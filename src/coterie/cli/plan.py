@@ -6,26 +6,39 @@ from typing import Any
 
 from coterie import mismatch, wiring
 from coterie.cli.output import console, print_json, table
+from coterie.offline.recorded import Recorded, load
 from coterie.policies import kinds
 from coterie.recipe import Recipe
 from coterie.rewards.pairwise.contest import contest_of
 from coterie.rewards.process import process_of
 from coterie.run import build_task
+from coterie.tasks.base import Task
 
 
 def show_plan(recipe: Recipe, as_json: bool) -> None:
     """Pieces, columns with providers and consumers, and every derived number."""
+    if recipe.settings.offline.rollouts is not None:
+        recorded = load(recipe.settings)
+        task = build_task(recipe, recorded)
+        wiring.check_offline(recipe, recorded.columns, recorded.group_size)
+        _show(recipe, task, as_json, offline_numbers(recipe, recorded, len(task.held_out)))
+        return
     task = build_task(recipe)
     process = process_of(task, recipe.process, recipe.settings.rewards)
     kinds.check(recipe, task)
     wiring.check(recipe, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
     said = mismatch.correct(recipe, mismatch.samples_itself(recipe))
-    columns, numbers = wiring.uses(recipe), derived(recipe, len(task.train), len(task.held_out))
+    numbers = derived(recipe, len(task.train), len(task.held_out))
     numbers["sampler"] = said or _sampler(recipe)
     contest = contest_of(recipe.judge, recipe.single.get("rewards.pairwise.scheme"), recipe.settings)
     if contest is not None:
         shown = contest.shown(recipe.settings.rollout.group_size) * recipe.settings.draw.prompts
         numbers["pairwise judge"] = f"{contest.judge.name}, {contest.scheme}: {shown} verdicts an update"
+    _show(recipe, task, as_json, numbers)
+
+
+def _show(recipe: Recipe, task: Task, as_json: bool, numbers: dict[str, Any]) -> None:
+    columns = wiring.uses(recipe)
     if as_json:
         print_json({
             "method": recipe.method,
@@ -81,6 +94,24 @@ def _sampler(recipe: Recipe) -> str:
     if "logp_train" in wiring.wanted(recipe, "policy"):
         return "what it differs from the trainer by is corrected"
     return "the weights that are trained: its log-probs are the trainer's own, no correction"
+
+
+def offline_numbers(recipe: Recipe, recorded: Recorded, held_out: int) -> dict[str, Any]:
+    """The same for a run on recorded rollouts."""
+    out = derived(recipe, len(recorded), held_out)
+    for name in ("rollouts a prompt", "rollouts an update", "rollouts an optimizer step", "epochs over the task",
+                 "most sampled tokens an update", "prompts an update"):  # fmt: skip
+        out.pop(name)
+    groups = recipe.settings.draw.prompts
+    first = {
+        "recorded groups": len(recorded),
+        "recorded rollouts": recorded.rollouts,
+        "groups an update": groups,
+        "rollouts an update": f"about {groups * recorded.rollouts / len(recorded):.4g}",
+        "epochs over the groups": f"{recipe.settings.steps * groups / len(recorded):.3g}",
+        "log-probs of the data": "recorded" if not recorded.lacks_logp else "the starting policy's",
+    }
+    return first | out
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from coterie.observe import curves, pictures, report, rollout_store, samples, wr
 from coterie.observe.metrics import MetricsLog
 from coterie.observe.progress import Progress
 from coterie.observe.run_dir import RunDir
+from coterie.policies.transformers_policy import TransformersPolicy
 from coterie.rollouts import Rollouts
 from coterie.run import Run
 
@@ -59,7 +60,14 @@ class Reporter:
             if run.task.latent is not None:
                 shown = replace(shown, texts=[pictures.view(sample, run.task.latent) for sample in shown.texts])
             pieces = run.policy.decision_texts(shown)
-            rollout_store.write(self.directory.rollout_file(run.step), shown, prompts, token_texts=pieces)
+            about = {
+                "decisions": run.policy.decisions,
+                "sampling": shown.sampling.plain(),
+                "reward_weights": run.reward_weights,
+            }
+            if isinstance(run.policy, TransformersPolicy):
+                about["vocabulary"] = run.policy.vocabulary
+            rollout_store.write(self.directory.rollout_file(run.step), shown, prompts, token_texts=pieces, about=about)
 
     def checkpoint(self, run: Run) -> None:
         if run.task.latent is not None:

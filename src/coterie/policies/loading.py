@@ -81,6 +81,10 @@ class ModelSpec(SourceSpec):
         return build(self.init, self.seed)
 
 
+_ALIGNED = 64
+"""Bytes at whose multiples torch lays out what it allocates."""
+
+
 def load_model_and_tokenizer(spec: SourceSpec, tokenizer: Any = None) -> tuple[Any, Any]:
     """The model on its device in eval mode (in a PEFT wrapper where it has adapters), and its tokenizer."""
     import torch
@@ -109,7 +113,11 @@ def load_model_and_tokenizer(spec: SourceSpec, tokenizer: Any = None) -> tuple[A
         )
     if spec.lora is not None:
         model = _add_lora(model, spec)
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    for parameter in model.parameters():  # weights of a file may lie anywhere, and how kernels round depends on that:
+        if parameter.data_ptr() % _ALIGNED:  # a resumed run has them where one that was not stopped has
+            parameter.data = parameter.data.clone()
+    return model, tokenizer
 
 
 def _pretrained(spec: SourceSpec, tokenizer: Any) -> tuple[Any, Any]:

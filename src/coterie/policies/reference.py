@@ -19,15 +19,21 @@ class Reference:
     """Scores rollouts under a policy that stands still or follows slowly; never with gradient.
 
     `frozen` stays at the policy of construction. `ema` moves after every step: ref <- decay * ref + (1 - decay) *
-    policy. `periodic` copies the policy every `every` steps. It holds one float copy of the trainable parameters and
-    swaps them into the policy's own model to score, so no second model is loaded; with adapters that copy is small, and
-    for fresh adapters under `frozen` there is none: the base with its adapters off is the reference.
+    policy. `periodic` copies the policy every `every` steps, and goes on past it by `momentum` times the way that the
+    policy took since the copy before (Nesterov's extrapolation, in parameters; arXiv:2410.06293). It holds one float
+    copy of the trainable parameters, two with momentum, and swaps them into the policy's own model to score, so no
+    second model is loaded; with adapters that copy is small, and for fresh adapters under `frozen` there is none: the
+    base with its adapters off is the reference.
     """
 
-    def __init__(self, policy: Policy, update: Update = "frozen", decay: float = 0.99, every: int = 50) -> None:
-        self.policy, self.update, self.decay, self.every = policy, update, decay, every
+    def __init__(
+        self, policy: Policy, update: Update = "frozen", decay: float = 0.99, every: int = 50, momentum: float = 0.0
+    ) -> None:
+        self.policy, self.update, self.decay, self.every, self.momentum = policy, update, decay, every, momentum
         bare = update == "frozen" and policy.has_adapters and _adapters_are_zero(policy)
         self._weights = None if bare else {n: p.clone() for n, p in policy.state_dict().items()}
+        self._before = {n: p.clone() for n, p in policy.state_dict().items()} if momentum else None
+        """The policy as it was when it was copied last."""
 
     @torch.no_grad()
     def score(self, rollouts: Rollouts) -> dict[str, Tensor]:
@@ -51,13 +57,18 @@ class Reference:
         rate = 1.0 if self.update == "periodic" else 1.0 - self.decay
         for name, p in self.policy.state_dict().items():
             self._weights[name].lerp_(p, rate)
+            if self._before is not None:
+                self._weights[name].add_(p - self._before[name], alpha=self.momentum)
+                self._before[name].copy_(p)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._weights}
+        return {"weights": self._weights, "before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        weights = state["weights"]
-        self._weights = None if weights is None else {n: w.to(self.policy.device).clone() for n, w in weights.items()}
+        self._weights, self._before = (
+            None if kept is None else {n: w.to(self.policy.device).clone() for n, w in kept.items()}
+            for kept in (state["weights"], state["before"])
+        )
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,6 +117,12 @@ def decode(tokenizer: Any, ids: Sequence[Sequence[int]], stop: Sequence[str] = (
     for s in stop:
         texts = [text.partition(s)[0] for text in texts]
     return texts
+
+
+def digest(tokenizer: Any) -> str:
+    """What tells one vocabulary from another: a hash of its tokens with their ids."""
+    entries = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0])))
+    return hashlib.sha256(entries.encode()).hexdigest()[:16]
 
 
 def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:

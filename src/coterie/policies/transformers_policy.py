@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ class TransformersPolicy:
     def encode(self, prompt: str | Sequence[tokenizers.Message]) -> tuple[int, ...]:
         """Token ids of a prompt, plain or conversational (see `tokenizers.encode`)."""
         return tokenizers.encode(self.tokenizer, prompt, self.spec.system)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """A short digest of the tokenizer's vocabulary: recorded token ids mean the same where it is the same."""
+        return tokenizers.digest(self.tokenizer)
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Token ids of a completion's text, without special tokens (an SFT target; EOS is added by `sft_loss`)."""
