@@ -54,6 +54,8 @@ def begin(run: Run, reporter: Reporter) -> None:
     run.started = True
     if run.needs_reference():
         run.reference()
+    if wanted(run.recipe, "teacher"):
+        run.teacher()  # what cannot be loaded is said now
     with clock.phase("eval"):
         run.metrics |= evaluate(run.policy, run.task, run.settings)
     reporter.step(run, None, clock)

@@ -18,6 +18,7 @@ class Section(BaseModel):
 
 class Draw(Section):
     prompts: PositiveInt = Field(8, description="prompts an update; each is answered by a group")
+    demonstrations: PositiveInt = Field(8, description="demonstrations an optimizer step, where they are imitated")
 
 
 class Rollout(Section):
@@ -113,6 +114,10 @@ class Reference(Section):
     every: PositiveInt = Field(50, description="steps between periodic copies")
 
 
+class Teacher(Section):
+    model: Any = Field(None, description="a path, a hub id or a mapping, as model; loaded where a piece reads it")
+
+
 class WarmStart(Section):
     steps: int = Field(0, ge=0, description="most SFT steps on the task's reference completions; 0 is no warm start")
     batch: PositiveInt = Field(64, description="examples a step")
@@ -153,6 +158,7 @@ class Settings(Section):
     rewards: Rewards = Field(default_factory=Rewards)
     update: Update = Field(default_factory=Update)
     reference: Reference = Field(default_factory=Reference)
+    teacher: Teacher = Field(default_factory=Teacher)
     warm_start: WarmStart = Field(default_factory=WarmStart)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
@@ -165,7 +171,7 @@ class Settings(Section):
                 f"update.minibatches is {self.update.minibatches} but draw.prompts only {self.draw.prompts}"
             )
         temperature = self.rollout.temperature
-        lowest = min(temperature.start, temperature.to) if isinstance(temperature, Schedule) else temperature
+        lowest = temperature.lowest if isinstance(temperature, Schedule) else temperature
         if lowest <= 0:
             raise ValueError(
                 "rollout.temperature must be > 0: greedy rollouts are all the same and cannot be trained on"
@@ -178,7 +184,7 @@ PIECE_KEYS = {
     "draw": ["curriculum"], "rollout": ["strategy", "sampler"],
     "rewards": ["shaping", "functions", "process", "pairwise"],
     "credit": ["baseline", "modifiers"], "selection": ["filters", "weights"],
-    "objective": ["ratio", "trust_region", "loss", "aggregation", "terms"],
+    "objective": ["ratio", "trust_region", "loss", "aggregation", "terms", "imitation"],
 }  # fmt: skip
 
 

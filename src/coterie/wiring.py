@@ -14,6 +14,7 @@ from coterie.recipe import Recipe
 COST = {
     "policy": "forward",
     "reference": "weights in memory + forward",
+    "teacher": "second model in memory + forward",
     "history": "forward of earlier rollouts",
     "roll out": "free",
     "environment": "environment",
@@ -96,6 +97,16 @@ def check(
     whiteners = [f"{slot}={b.piece.slug}" for slot, b in recipe.all_bound() if slot.startswith("credit") and whitens(b)]
     if len(whiteners) > 1:
         warnings.warn(f"two pieces normalise the advantage, one after the other: {', '.join(whiteners)}", stacklevel=2)
+
+
+def check_teacher(recipe: Recipe) -> None:
+    """Raise RecipeError where a piece reads what a teacher says and none is named."""
+    for use in uses(recipe):
+        if use.provider == "teacher" and use.consumers and recipe.settings.teacher.model is None:
+            raise RecipeError(
+                f"{use.consumers[0]} reads column '{use.column}', and no teacher is named",
+                hint="teacher.model=PATH_OR_HUB_ID, a causal LM with the policy's tokenizer",
+            )
 
 
 _MENDS = {
@@ -220,7 +231,7 @@ def _check_objective(recipe: Recipe) -> None:
 def whitens(bound: BoundPiece) -> bool:
     """Whether a credit piece divides by a spread of rewards (so that two in a chain deserve a warning)."""
     always = bound.piece.slug.startswith(("whitened", "decoupled", "pareto", "smooth"))
-    return always or bound.settings.get("scale") in ("std", "batch_std", "mad")
+    return always or bound.settings.get("scale") in ("std", "batch_std", "centred_std", "mad")
 
 
 def reads_reference(recipe: Recipe) -> bool:
