@@ -56,6 +56,7 @@ KINDS = {
     "loss": "Update: whole losses",
     "term": "Update: terms",
     "aggregation": "Update: aggregations",
+    "imitation": "Update: imitation of demonstrations",
     "optimizer": "Update: optimizers",
 }
 """Kinds on the page of pieces, in the order of the loop. Tasks and verifiers have pages of their own."""
@@ -135,7 +136,7 @@ def method_page(method: Method) -> str:
         escape(method.summary),
         f"## {usage}",
         f"When to use it: {escape(method.when)}" if method.when else "",
-        fence("sh", f"coterie train {DIGITS if denoises(method) else COUNTDOWN} --method {name}"),
+        fence("sh", f"coterie train {DIGITS if denoises(method) else COUNTDOWN} --method {name}{asked(method)}"),
         "What it sets:", table(("setting", "value"), composition),
         "As it is written, in a recipe of your own:", fence("yaml", to_yaml(method.layer.tree)),
         f"## {formula}", fence("text", method.formula), symbols,
@@ -151,11 +152,18 @@ def denoises(method: Method) -> bool:
     return "sampler" in method.layer.tree.get("rollout", {}) or bool(columns & CausalLM.lacks.keys())
 
 
+def asked(method: Method) -> str:
+    """What a command with the method must say besides: the teacher, where a piece reads its log-probs."""
+    read = {column for _, bound in pieces_of(method.layer) for column in bound.piece.required}
+    return " teacher.model=TEACHER" if any(COLUMNS[c].provider == "teacher" for c in read if c in COLUMNS) else ""
+
+
 def results_of(slug: str, name: str) -> str:
     file = RESULTS / f"{slug}.json"
     if not file.is_file():
-        recipe = "flow" if denoises(methods.load(slug)) else "demo"
-        command = fence("sh", f"coterie train src/coterie/recipes/{recipe}.yaml --method {name}")
+        method = methods.load(slug)
+        recipe = "flow" if denoises(method) else "demo"
+        command = fence("sh", f"coterie train src/coterie/recipes/{recipe}.yaml --method {name}{asked(method)}")
         return (
             f"There are no recorded results yet. From a clone, this trains the method on the demo's task:\n\n{command}"
         )

@@ -287,7 +287,7 @@ def objective(*chain: Piece) -> Any:
 
 
 OBJECTIVES = {
-    **{name(p): objective(p) for kind in ("loss", "term", "ratio") for p in pieces(kind)},
+    **{name(p): objective(p) for kind in ("loss", "term", "ratio", "imitation") for p in pieces(kind)},
     **{f"{r.slug} x {p.slug}": objective(r, p) for r in pieces("ratio") for p in pieces("trust_region")},
 }
 AGGREGATIONS = {

@@ -32,6 +32,16 @@ def test_shapes_by_hand_at_a_quarter() -> None:
     assert schedule(shape="step").at(199) == 1.0
 
 
+def test_a_schedule_may_start_from_a_schedule() -> None:
+    """Warm-up, peak, decay, valley: linear 0 -> .9 over 10, cosine .9 -> .05 over 100, then .05."""
+    rise = {"from": 0.0, "to": 0.9, "over": 10}
+    s = Schedule.model_validate({"from": rise, "to": 0.05, "over": 100, "after": 10, "shape": "cosine"})
+    assert [s.at(n) for n in (0, 5, 10, 110, 500)] == pytest.approx([0.0, 0.45, 0.9, 0.05, 0.05])
+    assert s.at(60) == pytest.approx(0.475)
+    assert s.lowest == 0.0 and schedule().lowest == 0.2
+    assert Schedule.model_validate(s.model_dump(by_alias=True)) == s
+
+
 def test_it_waits_until_after() -> None:
     s = schedule(after=10, over=4)
     assert [s.at(n) for n in (0, 10)] == [1.0, 1.0]

@@ -60,6 +60,7 @@ mean_gap     | B T    | policy      | float | exact KL from the decision as it w
 logp_min_p   | B T    | policy      | float | log-prob before the update without unlikely tokens; -inf where this is one
 logp_tempered| B T    | policy      | float | log-prob before the update at another temperature
 logp_ref     | B T    | reference   | float | log-prob under the frozen or slowly moving reference
+logp_teacher | B T    | teacher     | float | log-prob under the teacher model, NaN where it says nothing
 turn         | B T    | environment | int   | turn or step of each decision, -1 where masked or in none
 state_key    | B U    | environment | int   | hashable observation key of each turn
 step_rewards | B U    | environment | float | reward of each turn or process step, 0 where there is none

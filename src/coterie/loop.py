@@ -56,6 +56,8 @@ def begin(run: Run, reporter: Reporter) -> None:
         run.reference()
     if run.needs_start():
         run.start()
+    if wanted(run.recipe, "teacher"):
+        run.teacher()  # what cannot be loaded is said now
     with clock.phase("eval"):
         run.metrics |= evaluate(run.policy, run.task, run.settings)
     reporter.step(run, None, clock)

@@ -44,6 +44,7 @@ KINDS: dict[str, tuple[str, str | None]] = {
     "trust_region": ("coterie.objectives.trust_regions", None),
     "loss": ("coterie.objectives.losses", None),
     "term": ("coterie.objectives.terms", None),
+    "imitation": ("coterie.objectives.imitations", None),
     "aggregation": ("coterie.objectives.aggregations", None),
     "optimizer": ("coterie.optim", None),
 }
@@ -330,6 +331,7 @@ ratio = _decorator("ratio")
 trust_region = _decorator("trust_region")
 loss = _decorator("loss")
 term = _decorator("term")
+imitation = _decorator("imitation")
 aggregation = _decorator("aggregation")
 curriculum = _decorator("curriculum")
 strategy = _decorator("strategy")

@@ -32,6 +32,7 @@ SINGLE = {
     "objective.trust_region": "trust_region",
     "objective.loss": "loss",
     "objective.aggregation": "aggregation",
+    "objective.imitation": "imitation",
     "optimizer": "optimizer",
 }
 SOURCES = ("name", "init", "flow")
@@ -84,6 +85,7 @@ class Recipe:
         order = [
             "rewards.shaping", "selection.filters", "credit.baseline", "credit.modifiers", "selection.weights",
             "objective.ratio", "objective.trust_region", "objective.loss", "objective.terms", "objective.aggregation",
+            "objective.imitation",
         ]  # fmt: skip
         out = []
         for slot in order:
@@ -123,6 +125,13 @@ def absolute(value: Any) -> Any:
     file, colon, name = value.rpartition(":") if ".py:" in value else (value, "", "")
     looks_local = "/" in file or Path(file).suffix
     return str(Path(file).resolve()) + colon + name if looks_local and Path(file).exists() else value
+
+
+def _absolute_model(written: Any) -> Any:
+    """A model as written, its folder made absolute."""
+    if isinstance(written, Mapping):
+        return {**written, "name": _absolute_model(written["name"])} if "name" in written else written
+    return str(Path(written).resolve()) if isinstance(written, str) and written and Path(written).is_dir() else written
 
 
 def _absolute_function(function: Any) -> Any:
@@ -351,6 +360,8 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
     model = plain.get("model") or {}
     if Path(model.get("name") or "").is_dir() and model.get("name"):
         model["name"] = str(Path(model["name"]).resolve())
+    if "model" in plain.get("teacher", {}):
+        plain["teacher"]["model"] = _absolute_model(plain["teacher"]["model"])
     plain.get("rewards", {}).pop("functions", None)
     recorded = _as_list(plain.get("offline", {}).get("rollouts"))
     if recorded:

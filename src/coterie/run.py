@@ -6,15 +6,16 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
-from coterie import mismatch, wiring
+from coterie import demonstrations, mismatch, wiring
 from coterie.checkpoint import load_state, save_state
 from coterie.columns import BEFORE
+from coterie.demonstrations import Demonstrations
 from coterie.errors import DataError, RecipeError, did_you_mean
 from coterie.hardware import reuse_freed_memory
 from coterie.history import History
@@ -31,6 +32,7 @@ from coterie.policies.masked_diffusion.policy import MaskedDiffusion
 from coterie.policies.masked_diffusion.spec import MaskedDiffusionSpec
 from coterie.policies.masked_diffusion.tiny import TinyMaskedSpec
 from coterie.policies.reference import Reference
+from coterie.policies.teacher import Teacher
 from coterie.policies.tiny import CHARACTERS, TinySpec
 from coterie.recipe import Recipe
 from coterie.rewards.functions import WeightedReward, rewards_of
@@ -81,6 +83,8 @@ class Run:
     """What is learned from, where nothing is rolled out."""
     _reference: Reference | None = None
     _start: Reference | None = None
+    _teacher: Teacher | None = None
+    _demonstrations: Demonstrations | None = None
     _prompts: dict[int, Prompt] = field(default_factory=dict)
 
     @property
@@ -129,6 +133,18 @@ class Run:
 
     def needs_start(self) -> bool:
         return self.recorded is not None and self.recorded.lacks_logp
+
+    def teacher(self) -> Teacher:
+        """The model that `logp_teacher` comes from, loaded at the first call."""
+        if self._teacher is None:
+            spec = model_spec(self.recipe, self.task, None, ModelSpec, "teacher.model")
+            self._teacher = Teacher(cast(CausalLM, self.policy), CausalLM.load(spec))
+        return self._teacher
+
+    def demonstrations(self) -> Demonstrations:
+        if self._demonstrations is None:
+            self._demonstrations = Demonstrations(self.task, self.policy)
+        return self._demonstrations
 
     def needs_reference(self) -> bool:
         return wiring.reads_reference(self.recipe)
@@ -231,6 +247,8 @@ def build(recipe: Recipe, checkpoint: Path | None = None, *, to_train: bool = Tr
     process = contest = judge = None
     functions: list[WeightedReward] = []
     kinds.check(recipe, task)
+    wiring.check_teacher(recipe)
+    demonstrations.check(recipe, task)
     if recorded is not None:
         wiring.check_offline(recipe, recorded.columns, recorded.group_size)
         weights = recorded.weights or dict.fromkeys(recorded.scores or ["reward"], 1.0)
@@ -312,9 +330,10 @@ def flow_spec(recipe: Recipe, checkpoint: Path | None = None) -> FlowSpec:
         raise _model_error(error, FlowShape.model_fields, FlowSpec.model_fields) from None
 
 
-def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None, spec: type[Spec]) -> Spec:
-    """The language model as the recipe names it; a tiny one made here takes its characters from the task."""
-    tree = _model_tree(recipe, "--model PATH_OR_HUB_ID, or model='{init: {layers: 2}}' for a tiny one")
+def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None, spec: type[Spec], section: str = "model") -> Spec:
+    """The language model that `section` names; a tiny one made here takes its characters from the task."""
+    hint = "--model PATH_OR_HUB_ID, or model='{init: {layers: 2}}' for a tiny one"
+    tree = _model_tree(recipe, hint, section)
     if "init" in tree and isinstance(tree["init"], Mapping | None):
         tree["init"] = {"vocabulary": task.vocabulary or _characters(task), **(tree["init"] or {})}
     if checkpoint is not None and not tree.get("lora"):
@@ -325,22 +344,24 @@ def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None, spec: type[S
     except ValidationError as error:
         tiny = TinyMaskedSpec if issubclass(spec, MaskedDiffusionSpec) else TinySpec
         inner = LoraSpec.model_fields if "lora" in error.errors()[0]["loc"] else tiny.model_fields
-        raise _model_error(error, inner, spec.model_fields) from None
+        raise _model_error(error, inner, spec.model_fields, section) from None
 
 
-def _model_tree(recipe: Recipe, hint: str) -> dict[str, Any]:
-    written = recipe.settings.model
+def _model_tree(recipe: Recipe, hint: str, section: str = "model") -> dict[str, Any]:
+    written = recipe.settings.model if section == "model" else recipe.settings.teacher.model
     if written is None:
         raise RecipeError("no model is named", hint=hint)
     tree: dict[str, Any] = {"name": written} if isinstance(written, str) else dict(written)
-    tree.setdefault("seed", stream(recipe.settings.seed, "model"))
+    tree.setdefault("seed", stream(recipe.settings.seed, section))
     return tree
 
 
-def _model_error(error: ValidationError, inner: Iterable[str], outer: Iterable[str]) -> RecipeError:
+def _model_error(
+    error: ValidationError, inner: Iterable[str], outer: Iterable[str], section: str = "model"
+) -> RecipeError:
     """The first thing wrong, by its key; `inner` are the settings of a mapping inside the model's."""
     problem = error.errors()[0]
-    key = ".".join(["model", *map(str, problem["loc"])])
+    key = ".".join([section, *map(str, problem["loc"])])
     unknown = problem["type"] == "extra_forbidden"
     return RecipeError(
         f"unknown key '{key}'" if unknown else f"{key}: {problem['msg'].lower()}",

@@ -18,6 +18,7 @@ class Section(BaseModel):
 
 class Draw(Section):
     prompts: PositiveInt = Field(8, description="prompts an update; each is answered by a group")
+    demonstrations: PositiveInt = Field(8, description="demonstrations an optimizer step, where they are imitated")
 
 
 class Rollout(Section):
@@ -132,6 +133,10 @@ class Reference(Section):
         return self
 
 
+class Teacher(Section):
+    model: Any = Field(None, description="a path, a hub id or a mapping, as model; loaded where a piece reads it")
+
+
 class WarmStart(Section):
     steps: int = Field(0, ge=0, description="most SFT steps on the task's reference completions; 0 is no warm start")
     batch: PositiveInt = Field(64, description="examples a step")
@@ -173,6 +178,7 @@ class Settings(Section):
     rewards: Rewards = Field(default_factory=Rewards)
     update: Update = Field(default_factory=Update)
     reference: Reference = Field(default_factory=Reference)
+    teacher: Teacher = Field(default_factory=Teacher)
     warm_start: WarmStart = Field(default_factory=WarmStart)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
@@ -185,7 +191,7 @@ class Settings(Section):
                 f"update.minibatches is {self.update.minibatches} but draw.prompts only {self.draw.prompts}"
             )
         temperature = self.rollout.temperature
-        lowest = min(temperature.start, temperature.to) if isinstance(temperature, Schedule) else temperature
+        lowest = temperature.lowest if isinstance(temperature, Schedule) else temperature
         if lowest <= 0:
             raise ValueError(
                 "rollout.temperature must be > 0: greedy rollouts are all the same and cannot be trained on"
@@ -198,7 +204,7 @@ PIECE_KEYS = {
     "draw": ["curriculum"], "rollout": ["strategy", "sampler"],
     "rewards": ["shaping", "functions", "process", "pairwise"],
     "credit": ["baseline", "modifiers"], "selection": ["filters", "weights"],
-    "objective": ["ratio", "trust_region", "loss", "aggregation", "terms"],
+    "objective": ["ratio", "trust_region", "loss", "aggregation", "terms", "imitation"],
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from coterie import mismatch
 from coterie.clock import Clock
 from coterie.columns import BEFORE, GROUPWISE, finite_or_zero, per_decision
-from coterie.errors import PolicyError, RunError
+from coterie.errors import PolicyError, RecipeError, RunError
 from coterie.metrics import Collector, collect
 from coterie.policies.base import Estimating
 from coterie.policies.reference import Reference
@@ -31,25 +31,27 @@ _OWN_LOGP = ("logp_old", "logp_train")
 def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
     """Epochs × mini-batches of optimizer steps on one batch. Rows without weight are not run through the model."""
     passes = [provide(run, noisy, "objective", step, clock) for noisy in _epochs(run, rollouts)]
-    collector = Collector()
+    collector, share = Collector(), _share(run, step)
     norms: list[float] = []
     losses: list[float] = []
     with clock.phase("learn"):
         for epoch in range(run.settings.update.epochs):
             for number, part in enumerate(_minibatches(run, passes[epoch % len(passes)], step, epoch)):
                 coefficients = run.recipe.single["objective.aggregation"](run.table(part, step), step)
+                coefficients = coefficients * (1.0 - share)
                 alive = _teaches(run, part, coefficients)
-                if not bool(alive.any()):
+                if not bool(alive.any()) and not share:
                     continue
                 part = part.rows(alive)
                 coefficients = coefficients[alive][:, : part["mask"].shape[1]]
-                check = run.first_update and epoch == 0 and number == 0
-                evaluate = partial(_evaluate, run, part, coefficients, step, collector)
+                check = run.first_update and epoch == 0 and number == 0 and bool(alive.any())
+                shown = _shown(run, step, epoch, number) if share else None
+                evaluate = partial(_evaluate, run, part, coefficients, share, shown, step, collector)
                 loss, norm = _step(run, step, evaluate, collector, check)
                 losses.append(loss)
                 if norm is not None:
                     norms.append(norm)
-                run.first_update = False
+                run.first_update = run.first_update and not bool(alive.any())
     run.metrics |= collector.means()
     if norms:
         run.metrics["grad/norm"] = sum(norms) / len(norms)
@@ -59,14 +61,22 @@ def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
 
 
 def _evaluate(
-    run: Run, part: Rollouts, coefficients: Tensor, step: int, collector: Collector, gradient: bool, check: bool = False
+    run: Run,
+    part: Rollouts,
+    coefficients: Tensor,
+    share: float,
+    shown: Rollouts | None,
+    step: int,
+    collector: Collector,
+    gradient: bool,
+    check: bool = False,
 ) -> float:
     """The loss of one optimizer step at the weights as they are, by micro-batches; `gradient` leaves its gradient in
-    the parameters. `check` demands that the policy is the sampler's.
+    the parameters. `check` demands that the policy is the sampler's. A `share` of it is the imitation of `shown`.
     """
     run.optimizer.zero_grad(set_to_none=True)
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
-    total = 0.0
+    total = 0.0 if shown is None else imitate(run, share, shown, step, collector, gradient)
     with torch.set_grad_enabled(gradient):
         for rows in microbatches(part, budget, run.whole_groups, shared):
             micro = part.rows(rows)
@@ -89,6 +99,47 @@ def _epochs(run: Run, rollouts: Rollouts) -> Iterator[Rollouts]:
 
 def _estimates(run: Run) -> bool:
     return getattr(run.policy, "estimates", False)
+
+
+def _share(run: Run, step: int) -> float:
+    """The share of imitation in the loss at this step; 0 where the recipe imitates nobody."""
+    imitation = run.recipe.single.get("objective.imitation")
+    if imitation is None:
+        return 0.0
+    share = float(imitation.at(step)["mu"])
+    if not 0.0 <= share <= 1.0:
+        raise RecipeError(f"the share of imitation is {share:g}", where=f"objective.imitation.mu, step {step}")
+    run.metrics["imitation/share"] = share
+    return share
+
+
+def _shown(run: Run, step: int, epoch: int, number: int) -> Rollouts:
+    """The demonstrations of one optimizer step."""
+    seed = stream(run.settings.seed, "demonstrations", step, epoch, number)
+    return run.demonstrations().draw(run.settings.draw.demonstrations, run.prompt, seed)
+
+
+def imitate(run: Run, share: float, shown: Rollouts, step: int, collector: Collector, gradient: bool = True) -> float:
+    """`share` times the imitation's mean over the tokens of demonstrations; `gradient` leaves its gradient in the
+    parameters, added to what is there.
+    """
+    piece, s = run.recipe.single["objective.imitation"], run.settings
+    count, total = shown["lengths"].sum().clamp_min(1), 0.0
+    read = {"logp"} | ({"entropy"} & set(piece.piece.required))
+    with torch.set_grad_enabled(gradient):
+        for rows in microbatches(shown, s.update.tokens_per_microbatch, False, run.policy.shares_prefix):
+            micro = shown.rows(rows)
+            table = {**micro.columns, "step": step, "budget": s.rollout.max_tokens, **run.policy.score(micro, read)}
+            with collect(collector, micro["mask"]):
+                loss = _aggregate(piece(table, step), micro["mask"] * (share / count))
+            if not bool(torch.isfinite(loss)):
+                raise RunError(
+                    "the loss of imitation is not finite", hint="look at the demonstrations; lower optimizer.lr"
+                )
+            if gradient:
+                loss.backward()
+            total += float(loss.detach())
+    return total
 
 
 def _teaches(run: Run, part: Rollouts, coefficients: Tensor) -> Tensor:
@@ -313,7 +364,7 @@ def _follow_schedules(run: Run, step: int) -> None:
 
 
 def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -> Rollouts:
-    """Fill in the columns of policy, reference and history that pieces in these slots read, without gradient.
+    """Fill in the columns of policy, reference, teacher and history that pieces in these slots read, without gradient.
 
     In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used. There
     update.recompute_logp replaces the sampler's logp_old by the trainer's, and so do estimates, as logp_train does
@@ -326,7 +377,8 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     if "kl_ref" in wanted(run.recipe, "policy", slots) and "mean_ref" not in rollouts.media:
         with clock.phase("reference"):
             rollouts = _with_reference_means(run, rollouts)
-    missing = {c for c in wanted(run.recipe, "reference", slots) if c not in rollouts}
+    frozen = wanted(run.recipe, "reference", slots) | wanted(run.recipe, "teacher", slots)
+    missing = {c for c in frozen if c not in rollouts}
     if slots != "objective":
         missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
     else:
@@ -362,7 +414,7 @@ def score_live(
     weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
     alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
     out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
-    own = {"logp" if c in _OWN_LOGP else c for c in columns - {"logp_ref"} - (BEFORE - {"logp_train"})}
+    own = {"logp" if c in _OWN_LOGP else c for c in columns - {"logp_ref", "logp_teacher"} - (BEFORE - {"logp_train"})}
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
     for rows in microbatches(rollouts.rows(alive), budget, bool(own & GROUPWISE), shared):
         micro = rollouts.rows(alive[rows])
@@ -374,6 +426,7 @@ def score_live(
             factor = argument(run.recipe, "logp_tempered", step)
             spec = replace(micro.sampling, temperature=micro.sampling.temperature * factor)
             found["logp_tempered"] = run.policy.score(replace(micro, sampling=spec), {"logp"})["logp"]
+        found = found | (run.teacher().score(micro) if "logp_teacher" in columns else {})
         for name in columns:
             value = found["logp" if name in _OWN_LOGP else name]
             out[name][alive[rows], : value.shape[1]] = value

@@ -14,6 +14,7 @@ from coterie.recipe import Recipe
 COST = {
     "policy": "forward",
     "reference": "weights in memory + forward",
+    "teacher": "second model in memory + forward",
     "history": "forward of earlier rollouts",
     "roll out": "free",
     "environment": "environment",
@@ -124,6 +125,16 @@ def check_offline(recipe: Recipe, recorded: frozenset[str], group_size: int) -> 
             )
     _check_arguments(recipe)
     _check_pieces(recipe, group_size, "the largest recorded group has")
+
+
+def check_teacher(recipe: Recipe) -> None:
+    """Raise RecipeError where a piece reads what a teacher says and none is named."""
+    for use in uses(recipe):
+        if use.provider == "teacher" and use.consumers and recipe.settings.teacher.model is None:
+            raise RecipeError(
+                f"{use.consumers[0]} reads column '{use.column}', and no teacher is named",
+                hint="teacher.model=PATH_OR_HUB_ID, a causal LM with the policy's tokenizer",
+            )
 
 
 _MENDS = {
@@ -248,7 +259,7 @@ def _check_objective(recipe: Recipe) -> None:
 def whitens(bound: BoundPiece) -> bool:
     """Whether a credit piece divides by a spread of rewards (so that two in a chain deserve a warning)."""
     always = bound.piece.slug.startswith(("whitened", "decoupled", "pareto", "smooth"))
-    return always or bound.settings.get("scale") in ("std", "batch_std", "mad")
+    return always or bound.settings.get("scale") in ("std", "batch_std", "centred_std", "mad")
 
 
 def reads_reference(recipe: Recipe) -> bool:

@@ -81,6 +81,7 @@ NEEDS: dict[str, list[str]] = {
     "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
     "mixgrpo": [*DENOISES, *WINDOW],
     "tempflow-grpo": [*DENOISES, *FORKS],
+    "kdrl": ["teacher.model={init: {layers: 1, width: 16, heads: 2, context: 32}}"],
     "urpa": [functions("positions", "start=0", "end=0"), "credit.modifiers.interval_confidence.width=4"],
 }
 

@@ -174,6 +174,18 @@ def export(
 
 
 @app.command()
+def merge(
+    models: Annotated[list[str], typer.Argument(help="Folders or hub ids, two or more, of one architecture.")],
+    ratio: Annotated[list[float], typer.Option("--ratio", help="Share of what is there already; one a further model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must not exist or be empty.")],
+) -> None:
+    """Mix saved models: merge A B C --ratio 0.5 --ratio 0.8 is 0.8 (0.5 A + 0.5 B) + 0.2 C."""
+    from coterie.cli.commands import merge_models
+
+    merge_models(models, ratio, out)
+
+
+@app.command()
 def plan(
     arguments: Arguments = None,
     model: Model = None,

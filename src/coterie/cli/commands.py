@@ -1,4 +1,4 @@
-"""`coterie sft`, `eval` and `export`."""
+"""`coterie sft`, `eval`, `export` and `merge`."""
 
 from __future__ import annotations
 
@@ -65,6 +65,15 @@ def export_policy(run_path: Path, out: Path) -> None:
     run = build(resolve(file=run_path / "recipe.yaml"), checkpoint, to_train=False)
     run.policy.save(out, merge=True)
     console.print(f"model       {out}\nload it with AutoModelForCausalLM.from_pretrained('{out}')", markup=False)
+
+
+def merge_models(models: list[str], ratios: list[float], out: Path) -> None:
+    """Linear merges, one model after the other."""
+    from coterie.policies.merging import merge
+
+    _must_be_free(out)
+    count = merge(models, ratios, out)
+    console.print(f"model       {out}\nmerged      {count} parameters of {len(models)} models", markup=False)
 
 
 def _last(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from coterie import mismatch, wiring
+from coterie import demonstrations, mismatch, wiring
 from coterie.cli.output import console, print_json, table
 from coterie.offline.recorded import Recorded, load
 from coterie.policies import kinds
@@ -27,6 +27,8 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     process = process_of(task, recipe.process, recipe.settings.rewards)
     kinds.check(recipe, task)
     wiring.check(recipe, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
+    wiring.check_teacher(recipe)
+    demonstrations.check(recipe, task)
     said = mismatch.correct(recipe, mismatch.samples_itself(recipe))
     numbers = derived(recipe, len(task.train), len(task.held_out))
     numbers["sampler"] = said or _sampler(recipe)
@@ -86,6 +88,8 @@ def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
         "epochs over the task": f"{s.steps * s.draw.prompts / max(train, 1):.3g} of {train} prompts",
         "held-out problems": held_out,
         "reference policy": f"{s.reference.update}" if wiring.reads_reference(recipe) else "not loaded",
+        "teacher": _teacher(recipe),
+        "demonstrations": _demonstrations(recipe),
         "evaluations": 2 + (s.steps - 1) // s.evaluation.every if s.evaluation.every else 2,
     }
 
@@ -112,6 +116,21 @@ def offline_numbers(recipe: Recipe, recorded: Recorded, held_out: int) -> dict[s
         "log-probs of the data": "recorded" if not recorded.lacks_logp else "the starting policy's",
     }
     return first | out
+
+
+def _demonstrations(recipe: Recipe) -> str:
+    reader = demonstrations.needs(recipe)
+    if "objective.imitation" in recipe.single:
+        return f"{recipe.settings.draw.demonstrations} an optimizer step, for {reader}"
+    return f"of each prompt, for {reader}" if reader is not None else "not used"
+
+
+def _teacher(recipe: Recipe) -> str:
+    if not wiring.wanted(recipe, "teacher"):
+        return "not loaded"
+    written = recipe.settings.teacher.model
+    name = written if isinstance(written, str) else written.get("name") or "random weights"
+    return f"{name}: its weights in memory, and one forward of every rollout an update"
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

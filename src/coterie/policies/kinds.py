@@ -46,6 +46,11 @@ def check(recipe: Recipe, task: Task) -> None:
     """
     kind = kind_of(recipe, task)
     name = f"a policy of {kind.decisions}"
+    if kind is not CausalLM and "objective.imitation" in recipe.single:
+        raise RecipeError(
+            f"objective.imitation learns tokens one after another, and {name} does not write so",
+            hint="model.kind=causal_lm, or leave objective.imitation out",
+        )
     if kind is not MaskedDiffusion:
         _refuse_settings(recipe.settings.unmask, Unmask(), Unmask.model_fields, "unmask", name)
     else:

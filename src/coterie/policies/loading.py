@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coterie.errors import PolicyError
 from coterie.policies.tiny import TinySpec, build
+from coterie.policies.wide_head import widen_head
 
 
 class LoraSpec(BaseModel):
@@ -40,6 +41,9 @@ class SourceSpec(BaseModel):
     sample_dtype: Literal["float32", "bfloat16"] | None = None
     """Sample from a copy of the weights in this precision; none samples from the weights that are trained. The update
     corrects for the difference (update.correction)."""
+    float32_head: bool = False
+    """Compute logits in float32, in sampler and trainer alike, while the rest of the model stays in `dtype`: log-probs
+    of both then differ less."""
     device: str = "auto"
     """`auto` is CUDA where there is one, else the CPU."""
     lora: LoraSpec | None = None
@@ -111,6 +115,8 @@ def load_model_and_tokenizer(spec: SourceSpec, tokenizer: Any = None) -> tuple[A
             where=spec.name,
             hint="use the tokenizer the model was trained with",
         )
+    if spec.float32_head:
+        widen_head(model)
     if spec.lora is not None:
         model = _add_lora(model, spec)
     model = model.to(device).eval()

@@ -40,6 +40,8 @@ class Task:
     verdict: str | None = None
     reference: Callable[[Row], Any] | None = None
     corrupt: Callable[[Row, int], Any] | None = None
+    demonstration: Callable[[Row], str | None] | None = None
+    """A completion to imitate, None for a row that has none; where this is not set, `reference` serves."""
     answer: Callable[[str], str] | None = None
     """The final answer in a completion, by which majority votes are counted; by default the whole text."""
     process: WeightedReward | None = None

@@ -32,8 +32,8 @@ def jsonl(
 
     verifier: exact, numeric, math_verify, regex, choice, f1, or {name: {settings}}, against the answer column; without
     one, name reward functions. held_out: a fraction, a number of rows, or the path of a separate source. solution: the
-    column of reference completions for a warm start, where there is one. verl's `reward_model.ground_truth` is the
-    answer where there is no answer column.
+    column of reference completions, where there is one, for a warm start (every row has one) and as demonstrations
+    (some have). verl's `reward_model.ground_truth` is the answer where there is no answer column.
     """
     rows = _rows(path, split, prompt, answer)
     if isinstance(held_out, str):
@@ -44,6 +44,8 @@ def jsonl(
     out = Task("jsonl", first(train, limit, "limit"), held, notes=notes)
     if all(isinstance(r.get(solution), str) for r in (*train, *held)):
         out.reference = lambda row: row[solution]
+    elif any(isinstance(r.get(solution), str) for r in out.train):
+        out.demonstration = lambda row: row[solution] if isinstance(row.get(solution), str) else None
     if verifier is not None:
         reward = verifier_reward(verifier, answer)
         _check_answers(train, answer, path)

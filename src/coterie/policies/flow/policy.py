@@ -53,6 +53,7 @@ class FlowPolicy:
         "spread": "it compares distributions over tokens",
         "influence": "it is worked out at the output layer of a language model",
         "logp_min_p": "it cuts unlikely tokens",
+        "logp_teacher": "a teacher reads tokens",
         "logp_tempered": "the noise of a step has no temperature",
     }
     """Columns that it does not have, each with the reason."""

@@ -43,6 +43,7 @@ class MaskedDiffusion(TransformersPolicy):
         "kl_ref": "the term kl estimates it for unmaskings",
         "mean_gap": "unmaskings have no mean",
         "logp_min_p": "it is made for tokens one after another",
+        "logp_teacher": "a teacher reads tokens one after another",
         "logp_tempered": "it is made for tokens one after another",
     }
     exact = True
