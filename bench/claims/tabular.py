@@ -120,7 +120,7 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
         score_columns={"logp", "entropy"}, history=History(), curriculum=recipe.single["draw.curriculum"],
         optimizer=optimizer_at(recipe, policy.trainable_parameters(), 0), reference=lambda: old,
         whole_groups=any(b.piece.whole_groups for _, b in recipe.all_bound()), needs_reference=lambda: True,
-        budget=settings.rollout.max_tokens,
+        budget=settings.rollout.max_tokens, recorded=None,
     )  # fmt: skip
     run.table = lambda rollouts, step: Run.table(run, rollouts, step)
     serial = recipe.single["rollout.strategy"].piece.slug == "serial_exit"
