@@ -57,7 +57,7 @@ def last(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-@pytest.mark.parametrize("method", ["grpo+kl+overlong-filtering", "opmd", "asymre", "ppo-clip+unlikeliness", "dr-grpo"])
+@pytest.mark.parametrize("method", ["grpo+kl+overlong-filtering", "opmd", "topr", "ppo-clip+unlikeliness", "dr-grpo"])
 def test_a_recorded_step_is_the_step_that_was_taken(tmp_path: Path, method: str) -> None:
     """The same weights, from the same rollouts: shaped, filtered and credited anew, not generated and not graded."""
     more = GAPS if method == "dr-grpo" else []
