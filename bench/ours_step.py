@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from bench.protocol import Channel, peak_mib, read_rows
+from bench.protocol import Channel, forget_peak, peak_mib, read_rows
 from bench.rewards import REWARDS
 
 
@@ -29,6 +29,7 @@ class Paced:
             import torch
 
             parameters = sum(p.numel() for p in run.policy.trainable_parameters())
+            forget_peak()
             self.channel.reply(torch=torch.__version__, parameters=parameters, threads=torch.get_num_threads(),
                                peak_mib=peak_mib())  # fmt: skip
         else:

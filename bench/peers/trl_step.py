@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from bench.protocol import Channel, peak_mib, read_rows
+from bench.protocol import Channel, forget_peak, peak_mib, read_rows
 from bench.rewards import REWARDS
 
 
@@ -49,6 +49,7 @@ def main(config: dict[str, Any]) -> None:
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             parameters = sum(p.numel() for p in model.parameters())
+            forget_peak()
             channel.reply(
                 torch=torch.__version__, trl=trl.__version__, transformers=transformers.__version__,
                 parameters=parameters, threads=torch.get_num_threads(), peak_mib=peak_mib(),
