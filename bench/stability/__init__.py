@@ -55,7 +55,7 @@ OBJECTIVES = (
     Objective("AsymRE", "asymre"),
     Objective("TOPR", "topr"),
     Objective("SAPO (soft gate)", "sapo-soft"),
-    Objective("BAPO", "bapo"),
+    Objective("BAPO", "bapo-adaptive-clip"),
     Objective("TRPA", "trpa"),
     Objective("DisCO", "disco"),
 )

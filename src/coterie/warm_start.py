@@ -1,4 +1,4 @@
-"""SFT on a task's reference completions, until sampled accuracy says that there is something to reinforce."""
+"""SFT on a task's reference completions, or on the actions of its script in its world, until sampled accuracy says that there is something to reinforce."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from coterie.environments.scripted import line_of
 from coterie.errors import RecipeError
 from coterie.evaluator import accuracy
 from coterie.optim.master import optimize
+from coterie.policies.causal_lm import CausalLM
 from coterie.run import Run
 from coterie.streams import stream
 
 
 def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
-    """Train on reference completions for at most warm_start.steps, stopping at warm_start.stop_at sampled accuracy.
+    """Train on reference completions, or the script's episodes, for at most warm_start.steps, stopping at warm_start.stop_at sampled accuracy.
 
     Accuracy is measured on training prompts at the rollouts' temperature: a greedy stop leaves nothing to sample.
     """
     spec = run.settings.warm_start
     if spec.steps == 0:
         return {}
-    if run.task.reference is None:
-        raise RecipeError(
-            f"task '{run.task.name}' has no reference completions to warm-start on", hint="warm_start.steps=0"
-        )
+    if run.task.reference is None and run.task.script is None:
+        lacks = "reference completions" if run.task.world is None else "script"
+        raise RecipeError(f"task '{run.task.name}' has no {lacks} to warm-start on", hint="warm_start.steps=0")
     if spec.stop_at is not None and not run.task.judges:
         raise RecipeError("warm_start.stop_at needs a task with a verifier", hint="leave stop_at out")
     sft = sft_steps(run, spec.lr, spec.batch)
@@ -43,8 +44,6 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
 
 def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
     """A function that takes SFT step number n and returns its loss."""
-    reference = run.task.reference
-    assert reference is not None
     parameters = run.policy.trainable_parameters()
     optimizer = optimize(parameters, lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0))
 
@@ -52,8 +51,15 @@ def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
         rng = np.random.default_rng(stream(run.settings.seed, "sft", number))
         rows = [run.task.train[int(i)] for i in rng.integers(len(run.task.train), size=batch)]
         prompts = [run.policy.encode(r["prompt"]) for r in rows]
-        completions = [run.policy.encode_completion(reference(r)) for r in rows]
-        loss = run.policy.sft_loss(prompts, completions, stream(run.settings.seed, "sft-noise", number))
+        noise = stream(run.settings.seed, "sft-noise", number)
+        if run.task.script is not None:
+            assert run.task.world is not None and isinstance(run.policy, CausalLM)  # only it plays in worlds
+            lines = [line_of(run.policy, run.task.world, r, run.task.script) for r in rows]
+            loss = run.policy.sft_loss(prompts, [t for t, _ in lines], noise, [d for _, d in lines])
+        else:
+            assert run.task.reference is not None
+            completions = [run.policy.encode_completion(run.task.reference(r)) for r in rows]
+            loss = run.policy.sft_loss(prompts, completions, noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.policy.trainable_parameters(), 1.0)

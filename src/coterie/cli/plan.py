@@ -36,6 +36,8 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     if contest is not None:
         shown = contest.shown(recipe.settings.rollout.group_size) * recipe.settings.draw.prompts
         numbers["pairwise judge"] = f"{contest.judge.name}, {contest.scheme}: {shown} verdicts an update"
+    if task.world is not None:
+        numbers["world"] = task.world.described
     _show(recipe, task, as_json, numbers)
 
 

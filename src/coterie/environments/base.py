@@ -58,6 +58,14 @@ class World:
             if value is not None and value <= 0:
                 raise RecipeError(f"{name} of an environment must be above 0, got {value}", hint=f"{name}=8")
 
+    @property
+    def described(self) -> str:
+        """For people: what is played, and how."""
+        name = getattr(self.make, "__name__", None) or type(self.make).__name__
+        tokens = "any number of" if self.turn_tokens is None else f"at most {self.turn_tokens}"
+        where = "in this process" if self.timeout is None else f"in processes of their own, {self.timeout:g} s a call"
+        return f"{name}: at most {self.turns} turns of {tokens} tokens, {where}"
+
 
 @dataclass
 class Episode:

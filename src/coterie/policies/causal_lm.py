@@ -192,21 +192,28 @@ class CausalLM(TransformersPolicy):
         return found.new_zeros(mask.shape).masked_scatter(mask, found)
 
     def sft_loss(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], seed: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        seed: int | None = None,
+        decided: Sequence[Sequence[bool]] | None = None,
     ) -> Tensor:
         """Mean cross-entropy (nats) over completion tokens, EOS appended to each completion: a scalar with gradient.
 
-        Prompts carry no loss. Dropout acts, where the model has any, by `seed` where one is given.
+        With `decided`, completions are taken as they are and only the tokens it marks carry loss: actions do, and what
+        a world said does not. Prompts carry no loss. Dropout acts, where the model has any, by `seed` where one is given.
         """
         if seed is not None:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(seed)
-                return self.sft_loss(prompts, completions)
-        eos = self.tokenizer.eos_token_id
+                return self.sft_loss(prompts, completions, decided=decided)
+        eos = None if decided is not None else self.tokenizer.eos_token_id
         rows = [[*c] if eos is None or tuple(c[-1:]) == (eos,) else [*c, eos] for c in completions]
         width = max(map(len, rows))
         tokens = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=self.device)
         mask = torch.arange(width, device=self.device) < torch.tensor([[len(r)] for r in rows], device=self.device)
+        if decided is not None:
+            mask = torch.tensor([[*d, *[False] * (width - len(d))] for d in decided], device=self.device)
         groups = torch.arange(len(rows), device=self.device)
         with self.train_mode():
             logp = self._score(prompts, groups, tokens, mask, Sampling(), ("logp",))["logp"]

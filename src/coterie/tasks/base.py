@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.environments.base import World
+from coterie.environments.scripted import played
 from coterie.errors import RecipeError
 from coterie.rewards.functions import WeightedReward
 from coterie.tasks.split import Row
@@ -51,6 +52,9 @@ class Task:
     """Where samples are arrays that a policy denoises: then completions are arrays, and a prompt is a class."""
     world: World | None = None
     """Where rollouts are episodes of many turns: then `verify` is not asked, the episode knows."""
+    script: Callable[[Row, Sequence[Any]], str] | None = None
+    """In a world: the next action of a player who succeeds, given the observations so far. Like `reference`, it serves
+    warm starts and `validate`."""
     notes: list[str] = field(default_factory=list)
     """What happened to the data on the way in, for example rows dropped because they were held out too."""
 
@@ -88,6 +92,8 @@ def validate(task: Task, limit: int | None = None) -> Report:
 
     Looks at train and held-out rows. Raises RecipeError where the task has no verifier or no references.
     """
+    if task.world is not None and task.script is not None:
+        return _validate_world(task, task.world, task.script, limit)
     if task.verify is None or task.reference is None:
         lacks = "verifier" if task.verify is None else "reference answers"
         raise RecipeError(
@@ -108,4 +114,21 @@ def validate(task: Task, limit: int | None = None) -> Report:
                 if task.verify(bad, row):
                     report.corrupted_accepted += 1
                     report.first_accepted = report.first_accepted or f"{row['prompt']!r} -> {bad!r}"
+    return report
+
+
+def _validate_world(task: Task, world: World, script: Callable[[Row, Sequence[Any]], str], limit: int | None) -> Report:
+    """Does the script succeed in every episode, and a player who says nothing in none?"""
+    report = Report(task.name, notes=list(task.notes))
+    for source in (task.train, task.held_out):
+        for i in range(len(source) if limit is None else min(limit, len(source))):
+            row = source[i]
+            report.rows += 1
+            if not played(world, row, script).success:
+                report.references_rejected += 1
+                report.first_rejected = report.first_rejected or f"{row['prompt']!r}: the script does not succeed"
+            report.corrupted += 1
+            if played(world, row, lambda row, observations: "").success:
+                report.corrupted_accepted += 1
+                report.first_accepted = report.first_accepted or f"{row['prompt']!r}: empty actions succeed"
     return report
