@@ -1,4 +1,5 @@
-"""SFT on a task's reference completions, or on the actions of its script in its world, until sampled accuracy says that there is something to reinforce."""
+"""SFT on a task's reference completions, or on the actions of its script in its world, until sampled accuracy says
+that there is something to reinforce."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from coterie.streams import stream
 
 
 def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
-    """Train on reference completions, or the script's episodes, for at most warm_start.steps, stopping at warm_start.stop_at sampled accuracy.
+    """Train on reference completions, or on the script's episodes, for at most warm_start.steps, stopping at
+    warm_start.stop_at sampled accuracy.
 
     Accuracy is measured on training prompts at the rollouts' temperature: a greedy stop leaves nothing to sample.
     """

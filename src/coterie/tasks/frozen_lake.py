@@ -51,7 +51,8 @@ def frozen_lake(
     rows, held = generate(make, train, held_out, seed)
     return Task(
         "frozen-lake", rows, held, rewards=[WeightedReward(episode_return, "return")], script=_script,
-        world=World(FrozenLake, turns=turns or size * size - holes, turn_tokens=1), vocabulary="".join(MOVES) + "aog./>",
+        world=World(FrozenLake, turns=turns or size * size - holes, turn_tokens=1),
+        vocabulary="".join(MOVES) + "aog./>",
     )  # fmt: skip
 
 
