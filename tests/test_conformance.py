@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 NOT_SHIFT_INVARIANT: dict[str, str] = {
     "baseline/episode_norm": "an episode alone in its group keeps its reward",
     "baseline/state_norm": "an episode alone in its group keeps its reward",
+    "baseline/decayed_turn_norm": "it discounts the reward",
     "baseline/fused_value": "it measures rewards against a rate that it knew before",
     "baseline/noisy_verifier_forward": "its baseline is a rate of error, not the group",
     "baseline/virtual_max_norm": "it measures rewards against a fixed maximum",
@@ -49,6 +50,8 @@ NOT_SHIFT_INVARIANT: dict[str, str] = {
 SIGNAL_ON_EQUAL_REWARDS: dict[str, str] = {
     "baseline/state_norm": "turns in one state differ where outcomes do not",
     "baseline/history_norm": "turns in one state differ where outcomes do not",
+    "baseline/turn_norm": "turns differ where outcomes do not",
+    "baseline/decayed_turn_norm": "of equal rewards the sooner ones are worth more",
     "baseline/rank_norm": "what it compares are the items of the lists",
     "baseline/thought_norm": "thoughts differ where outcomes do not",
     "baseline/decoupled_norm": "equal sums of components that differ are told apart",

@@ -117,3 +117,42 @@ def hgpo(
             if list(labels.values()).count(labels[entry]) > 1 and (drop_ties is None or abs(a) > drop_ties):
                 votes[entry].append(((k + 1) ** alpha, a))
     return spread_out(t, {e: sum(w * a for w, a in v) / (sum(w for w, _ in v) + eps) for e, v in votes.items()})
+
+
+def salt(t: dict[str, Any], advantages: np.ndarray, history: int = 0, actions: bool = True) -> np.ndarray:
+    """Advantages by decision, [B,T]."""
+    own: dict[Any, list[int]] = defaultdict(list)
+    for i in range(len(t["mask"])):
+        for s in decisions(t["mask"], i):
+            own[i, int(t["turn"][i, s])].append(s)
+    out = np.where(t["mask"], advantages, 0.0)
+
+    def said(i: int, u: int) -> Any:
+        return tuple(int(t["tokens"][i, s]) for s in own[i, u]) if actions else 0
+
+    edges = defaultdict(list)
+    for i, u in turns_of(t):
+        key = [int(k) for k in t["state_key"][i, : steps(t["turn"], t["mask"], i)]]
+        if key[u] < 0:
+            continue
+        after = key[u + 1] if u + 1 < len(key) and key[u + 1] >= 0 else "none"
+        past = tuple(said(i, v) if v >= 0 else "none" for v in range(u - history, u))
+        edges[int(t["groups"][i]), key[u], said(i, u), after, past].append((i, u))
+    for turns in edges.values():
+        of_turns = [float(np.mean(out[i, own[i, u]])) for i, u in turns if own[i, u]]
+        for i, u in turns if len(turns) > 1 else []:
+            advantages_of_turn = sum(of_turns) / len(turns)
+            out[i, own[i, u]] = advantages_of_turn
+    return out
+
+
+def mapo(t: dict[str, Any], alpha: float = 0.5, gamma: float = 1.0, ddof: int = 0, eps: float = 1e-6) -> np.ndarray:
+    q = returns(t, gamma)
+    own = within({(i, u): (int(t["groups"][i]), u) for i, u in q}, q, ddof, eps, "std")
+    batch = within(dict.fromkeys(q, 0), q, ddof, eps, "std")
+    return spread_out(t, {e: alpha * own[e] + (1 - alpha) * batch[e] for e in q})
+
+
+def eapo(t: dict[str, Any], gamma: float = 0.995, ddof: int = 0, eps: float = 1e-6) -> np.ndarray:
+    r = {(i, u): gamma ** (steps(t["turn"], t["mask"], i) - 1 - u) * float(t["rewards"][i]) for i, u in turns_of(t)}
+    return spread_out(t, within({(i, u): int(t["groups"][i]) for i, u in r}, r, ddof, eps, "std"))
