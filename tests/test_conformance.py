@@ -41,6 +41,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Baselines whose advantage changes when the same number is added to every reward: "kind/slug" -> reason.
 NOT_SHIFT_INVARIANT: dict[str, str] = {
+    "baseline/episode_norm": "an episode alone in its group keeps its reward",
+    "baseline/state_norm": "an episode alone in its group keeps its reward",
+    "baseline/decayed_turn_norm": "it discounts the reward",
     "baseline/fused_value": "it measures rewards against a rate that it knew before",
     "baseline/noisy_verifier_forward": "its baseline is a rate of error, not the group",
     "baseline/virtual_max_norm": "it measures rewards against a fixed maximum",
@@ -48,6 +51,10 @@ NOT_SHIFT_INVARIANT: dict[str, str] = {
 }
 # Baselines that promise an advantage to groups of equal rewards: "kind/slug" -> reason.
 SIGNAL_ON_EQUAL_REWARDS: dict[str, str] = {
+    "baseline/state_norm": "turns in one state differ where outcomes do not",
+    "baseline/history_norm": "turns in one state differ where outcomes do not",
+    "baseline/turn_norm": "turns differ where outcomes do not",
+    "baseline/decayed_turn_norm": "of equal rewards the sooner ones are worth more",
     "baseline/rank_norm": "what it compares are the items of the lists",
     "baseline/thought_norm": "thoughts differ where outcomes do not",
     "baseline/decoupled_norm": "equal sums of components that differ are told apart",

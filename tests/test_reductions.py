@@ -98,3 +98,12 @@ def test_decisions_share_a_label_where_rollouts_agree_up_to_there(rows: list[tup
             path = (*path, int(tokens[i, t]))
             assert seen.setdefault(label[i][t], path) == path
     assert len(set(seen.values())) == len(seen)
+
+
+def test_returns_to_go() -> None:
+    turn = torch.tensor([[0, 1, 1, 2], [-1, 0, -1, -1], [-1, -1, -1, -1]])
+    there = reductions.turn_exists(turn, turn >= 0, 4)
+    assert there.tolist() == [[True, True, True, False], [True, False, False, False], [False] * 4]
+    x = torch.tensor([[1.0, 2.0, 4.0, torch.nan], [3.0, torch.nan, 1.0, 1.0], [1.0] * 4])
+    want = [[3.0, 4.0, 4.0, 0.0], [3.0, 0.0, 0.0, 0.0], [0.0] * 4]
+    assert reductions.returns_to_go(x, there, 0.5).tolist() == want

@@ -277,7 +277,7 @@ def _merge_models(old: Mapping[str, Any], new: Mapping[str, Any] | None) -> dict
 
 def is_data(name: str) -> bool:
     """Whether a task is written as a data file or folder, my.jsonl or data/, which is the task jsonl of it."""
-    return name.endswith((".jsonl", ".json", ".parquet", ".csv")) or "/" in name.replace(".py:", "")
+    return ".py:" not in name and (name.endswith((".jsonl", ".json", ".parquet", ".csv")) or "/" in name)
 
 
 def _split(

@@ -102,6 +102,21 @@ def at_turn(x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
     return torch.where(inside, x.gather(1, torch.where(inside, turn, 0)), x.new_zeros(()))
 
 
+def turn_exists(turn: Tensor, mask: Tensor, width: int) -> Tensor:
+    """Which of `width` turns each rollout has. [B,T] -> [B,U] bool"""
+    return torch.arange(width, device=turn.device) < turn_count(turn, mask).unsqueeze(-1)
+
+
+def returns_to_go(x: Tensor, there: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of what each turn and those after it gave; 0 for turns that are not there. [B,U] -> [B,U]"""
+    given = torch.where(there, x, x.new_zeros(()))
+    out, running = torch.zeros_like(given), x.new_zeros(len(x))
+    for u in reversed(range(x.shape[1])):  # turns of an episode, a handful
+        running = given[:, u] + gamma * running
+        out[:, u] = running
+    return out
+
+
 def turn_mean(x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
     """Mean over the decisions of each decision's turn (those in none are one turn); 0 where masked. [B,T] -> [B,T]"""
     width = torch.where(mask, turn, 0).max() + 2

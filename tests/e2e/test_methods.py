@@ -33,6 +33,8 @@ TESTS = ("positions", "brevity")
 JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise_judge.py'}:closer"
 EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
 DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard")
+WORLD = [f"task={Path(__file__).with_name('walk.py')}:walk", "rollout.max_tokens=24"]
+WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt")
 WINDOW = ["rollout.strategy.size=2", "rollout.strategy.every=1"]
 FORKS = ["rollout.strategy.steps=[0,2]"]
 # What a method asks for beyond a task and a reward to show a signal: slug -> overrides.
@@ -65,6 +67,7 @@ NEEDS: dict[str, list[str]] = {
     "brpo": [JUDGE],
     "grpo-s": [functions("positions", "hardness=0")],
     **dict.fromkeys(DENOISING, DENOISES),
+    **dict.fromkeys(WORLDLY, WORLD),
     "aepo-arbitrary-entropy": ["selection.weights.swap_tempered.share=0.25"],
     "adacot": [
         functions("positions", "auxiliary=0", "hardness=0"),

@@ -176,3 +176,15 @@ def test_rows_and_concat_carry_episodes(policy: CausalLM) -> None:
     made = play(policy, asked(policy, goals), seeds(goals), SAMPLING, World(Walk, turns=3, turn_tokens=2))
     both = Rollouts.concat([made, made.rows(torch.tensor([1, 5]))])
     assert both.episodes[8:] == [made.episodes[1], made.episodes[5]] and len(both) == 10
+
+
+def test_a_turn_that_ran_out_of_tokens_has_a_place_too(policy: CausalLM) -> None:
+    """What is read by turn has a value for every decision, also where an action was cut off and met no world."""
+    cut = 0
+    for tokens in range(4, 9):
+        made = play(policy, asked(policy, [9]), [[1]], Sampling(max_tokens=tokens), World(Walk, turns=4, turn_tokens=3))
+        last, states = int(made["turn"].max()), len(made.episodes[0].states)
+        assert made["step_rewards"].shape[1] == made["state_key"].shape[1] == last + 1
+        assert (made["state_key"][:, states:] == -1).all() and (made["step_rewards"][:, states:] == 0).all()
+        cut += states == last
+    assert cut

@@ -118,7 +118,7 @@ def _table(
     episodes: list[Episode],
     turns: list[list[int]],
 ) -> Rollouts:
-    width = max(max((len(e.states) for e in episodes), default=0), 1)
+    width = max((max(own, default=0) + 1 for own in turns), default=1)  # a last turn that was cut off has no state
     rewards = torch.zeros(len(lines), width)
     keys = torch.full((len(lines), width), -1, dtype=torch.int64)
     for i, episode in enumerate(episodes):
