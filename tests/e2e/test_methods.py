@@ -35,6 +35,7 @@ EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"
 DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard")
 WINDOW = ["rollout.strategy.size=2", "rollout.strategy.every=1"]
 FORKS = ["rollout.strategy.steps=[0,2]"]
+TREE = ["denoise.steps=4", "rollout.group_size=8", "rollout.strategy.splits=[0,1,2]"]
 # What a method asks for beyond a task and a reward to show a signal: slug -> overrides.
 NEEDS: dict[str, list[str]] = {
     "dapo": ["selection.filters.dynamic_sampling.metric=rewards"],
@@ -79,6 +80,7 @@ NEEDS: dict[str, list[str]] = {
     ],
     "spine": [*EASY, "selection.weights.top_decisions.share=0.5"],
     "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
+    "branchgrpo": [*DENOISES, *TREE],
     "mixgrpo": [*DENOISES, *WINDOW],
     "tempflow-grpo": [*DENOISES, *FORKS],
     "kdrl": ["teacher.model={init: {layers: 1, width: 16, heads: 2, context: 32}}"],
