@@ -81,6 +81,7 @@ NEEDS: dict[str, list[str]] = {
     "spine": [*EASY, "selection.weights.top_decisions.share=0.5"],
     "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
     "branchgrpo": [*DENOISES, *TREE],
+    "granular-grpo": [*DENOISES, *FORKS, "denoise.steps=4", "rollout.group_size=8"],
     "mixgrpo": [*DENOISES, *WINDOW],
     "tempflow-grpo": [*DENOISES, *FORKS],
     "kdrl": ["teacher.model={init: {layers: 1, width: 16, heads: 2, context: 32}}"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import branchgrpo as branches
 from oracles import denoising as oracle
+from oracles import granular_grpo as granular
 
 from coterie.errors import RecipeError
 from coterie.policies.flow.policy import FlowPolicy
@@ -128,6 +129,28 @@ def test_forks_at_one_step_are_a_window_of_one(policy: FlowPolicy) -> None:
     torch.testing.assert_close(forks["logp_old"], want["logp_old"])
 
 
+@pytest.mark.oracle("granular-grpo")
+@pytest.mark.parametrize("stride", [2, 3])
+def test_a_fork_goes_to_the_end_in_fine_and_in_coarse_strides(policy: FlowPolicy, stride: int) -> None:
+    made = single_noise(policy, PROMPTS, SEEDS, spec_of(6, shift=2.0), False, steps=(0, 2), strides=(1, stride))
+    assert_scored_as_sampled(policy, made)
+    assert made["parent"].tolist() == [i - i % 2 for i in range(16)]
+    assert made["branch"].tolist() == [-1, 1, -1, 1, -1, 3, -1, 3] * 2
+    fine = single_noise(policy, PROMPTS, [s[::2] for s in SEEDS], spec_of(6, shift=2.0), False, steps=(0, 2))
+    torch.testing.assert_close(made.media["states"][::2], fine.media["states"])
+    levels = oracle.schedule(6, 2.0)
+    for i in range(1, 16, 2):
+        k = int(made["branch"][i]) - 1
+        assert torch.equal(made.media["states"][i, : k + 2], made.media["states"][i - 1, : k + 2])
+        x = made.media["states"][i, k + 1]
+        tail = granular.tail(levels, k, stride)
+        for s, t in pairwise(tail):
+            at = torch.tensor([s], dtype=torch.float64), torch.tensor([i // 8])
+            with torch.no_grad():
+                x = x + (t - s) * policy.model(x.unsqueeze(0), *at)[0]
+        torch.testing.assert_close(made.media["states"][i, -1], x)
+
+
 @pytest.mark.oracle("branchgrpo")
 @pytest.mark.parametrize("splits", [(0, 1, 3), (1, 2, 4), (0, 1, 2)], ids=str)
 def test_paths_fork_at_the_splits_and_nowhere_else(policy: FlowPolicy, splits: tuple[int, ...]) -> None:
@@ -157,6 +180,8 @@ def test_a_tree_that_forks_once_at_the_first_step_is_plain_sampling(policy: Flow
 
 
 @pytest.mark.parametrize(("strategy", "settings", "told"), [
+    (single_noise, {"steps": (0, 1), "strides": (1, 2, 3)}, "2 steps x 3 strides do not divide"),
+    (single_noise, {"strides": (0,)}, "strides are 1 or more"),
     (noise_tree, {"splits": (1, 0)}, "ascending and from 0 to 4"),
     (noise_tree, {"splits": (0, 1)}, "make 4 leaves, and rollout.group_size is 8"),
     (single_noise, {"steps": (0, 5)}, "steps 0 to 4"),
@@ -180,7 +205,7 @@ def test_the_spec_that_is_recorded_scores_them_all(policy: FlowPolicy) -> None:
     """Tables of both kinds, cut and joined."""
     parts = [
         single_noise(policy, PROMPTS, SEEDS, spec_of(3), False, steps=(0, 1)),
-        replace(plain(policy, PROMPTS, SEEDS, spec_of(3), False)),
+        noise_tree(policy, PROMPTS, SEEDS, spec_of(3), False, splits=(0, 1, 2)),
     ]
     both = Rollouts.concat([p.rows(torch.arange(3, 12)) for p in parts])
     assert_scored_as_sampled(policy, both)
