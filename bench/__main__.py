@@ -26,6 +26,7 @@ BENCHES = {
     "prefix": "the shared-prefix forward on and off",
     "step": "a GRPO step against TRL",
     "growth": "step time against prompts, group size, length and vocabulary",
+    "flow_time": "MixGRPO and BranchGRPO against Flow-GRPO at equal held-out reward",
     "demo_vs_trl": "time to 80% held-out accuracy against TRL",
 }
 

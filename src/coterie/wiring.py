@@ -141,10 +141,10 @@ _MENDS = {
     "step_rewards": "an agent environment or a process function does: rewards.process=file.py:name scores each step",
     "turn": "rewards.process=file.py:name, rollout.strategy=segment_tree or an agent environment does",
     "state_key": "an agent environment or rollout.strategy=segment_tree does",
-    "parent": "a strategy that forks does: rollout.strategy=segment_probes",
+    "parent": "a strategy that forks does: rollout.strategy=segment_probes, or noise_tree where steps denoise",
     "anchor": "rollout.strategy=reference_answer does",
     "heat": "rollout.strategy=tempered_extra does",
-    "branch": "a strategy that forks does: rollout.strategy=segment_probes",
+    "branch": "a strategy that forks does: rollout.strategy=segment_probes, or noise_tree where steps denoise",
 }
 
 

@@ -37,6 +37,7 @@ WORLD = [f"task={Path(__file__).with_name('walk.py')}:walk", "rollout.max_tokens
 WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt")
 WINDOW = ["rollout.strategy.size=2", "rollout.strategy.every=1"]
 FORKS = ["rollout.strategy.steps=[0,2]"]
+TREE = ["denoise.steps=4", "rollout.group_size=8", "rollout.strategy.splits=[0,1,2]"]
 # What a method asks for beyond a task and a reward to show a signal: slug -> overrides.
 NEEDS: dict[str, list[str]] = {
     "dapo": ["selection.filters.dynamic_sampling.metric=rewards"],
@@ -82,6 +83,8 @@ NEEDS: dict[str, list[str]] = {
     ],
     "spine": [*EASY, "selection.weights.top_decisions.share=0.5"],
     "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
+    "branchgrpo": [*DENOISES, *TREE],
+    "granular-grpo": [*DENOISES, *FORKS, "denoise.steps=4", "rollout.group_size=8"],
     "mixgrpo": [*DENOISES, *WINDOW],
     "tempflow-grpo": [*DENOISES, *FORKS],
     "kdrl": ["teacher.model={init: {layers: 1, width: 16, heads: 2, context: 32}}"],

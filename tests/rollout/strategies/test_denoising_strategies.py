@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import branchgrpo as branches
 from oracles import denoising as oracle
+from oracles import granular_grpo as granular
 
 from coterie.errors import RecipeError
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.policies.flow.spec import FlowShape, FlowSpec
 from coterie.recipe import resolve
+from coterie.rollout.strategies.noise_tree import noise_tree
 from coterie.rollout.strategies.plain import plain
 from coterie.rollout.strategies.single_noise import single_noise
 from coterie.rollout.strategies.sliding_window import sliding_window, window_start
@@ -126,7 +129,61 @@ def test_forks_at_one_step_are_a_window_of_one(policy: FlowPolicy) -> None:
     torch.testing.assert_close(forks["logp_old"], want["logp_old"])
 
 
+@pytest.mark.oracle("granular-grpo")
+@pytest.mark.parametrize("stride", [2, 3])
+def test_a_fork_goes_to_the_end_in_fine_and_in_coarse_strides(policy: FlowPolicy, stride: int) -> None:
+    made = single_noise(policy, PROMPTS, SEEDS, spec_of(6, shift=2.0), False, steps=(0, 2), strides=(1, stride))
+    assert_scored_as_sampled(policy, made)
+    assert made["parent"].tolist() == [i - i % 2 for i in range(16)]
+    assert made["branch"].tolist() == [-1, 1, -1, 1, -1, 3, -1, 3] * 2
+    fine = single_noise(policy, PROMPTS, [s[::2] for s in SEEDS], spec_of(6, shift=2.0), False, steps=(0, 2))
+    torch.testing.assert_close(made.media["states"][::2], fine.media["states"])
+    levels = oracle.schedule(6, 2.0)
+    for i in range(1, 16, 2):
+        k = int(made["branch"][i]) - 1
+        assert torch.equal(made.media["states"][i, : k + 2], made.media["states"][i - 1, : k + 2])
+        x = made.media["states"][i, k + 1]
+        tail = granular.tail(levels, k, stride)
+        for s, t in pairwise(tail):
+            at = torch.tensor([s], dtype=torch.float64), torch.tensor([i // 8])
+            with torch.no_grad():
+                x = x + (t - s) * policy.model(x.unsqueeze(0), *at)[0]
+        torch.testing.assert_close(made.media["states"][i, -1], x)
+
+
+@pytest.mark.oracle("branchgrpo")
+@pytest.mark.parametrize("splits", [(0, 1, 3), (1, 2, 4), (0, 1, 2)], ids=str)
+def test_paths_fork_at_the_splits_and_nowhere_else(policy: FlowPolicy, splits: tuple[int, ...]) -> None:
+    made = noise_tree(policy, PROMPTS, SEEDS, spec_of(), True, splits=splits)
+    assert_scored_as_sampled(policy, made)
+    states = made.media["states"]
+    for g in range(2):
+        for at in range(6):
+            forks = sum(split < at for split in splits)
+            assert len(torch.unique(states[8 * g : 8 * g + 8, at], dim=0)) == 2**forks
+    for i in range(16):
+        for t in range(5):  # the table says who took a decision first: they agree on it and on what came before
+            first = branches.took(i, t, made["parent"].tolist(), made["branch"].tolist())
+            assert first // 8 == i // 8 and torch.equal(states[i, : t + 2], states[first, : t + 2])
+            same = [j for j in range(16) if torch.equal(states[i, t + 1], states[j, t + 1])]
+            assert first == min(same)
+
+
+@pytest.mark.reduction("branchgrpo")
+def test_a_tree_that_forks_once_at_the_first_step_is_plain_sampling(policy: FlowPolicy) -> None:
+    """From shared noise; and what a path draws is what its seed draws."""
+    sampling = spec_of(shared_noise=True)
+    made = noise_tree(policy, PROMPTS, SEEDS, sampling, False, splits=(0,), branching=8)
+    want = plain(policy, PROMPTS, SEEDS, sampling, False)
+    torch.testing.assert_close(made.media["states"], want.media["states"], rtol=1e-12, atol=1e-12)
+    assert made["parent"].tolist() == [0] * 8 + [8] * 8 and made["branch"].tolist() == [-1, *[0] * 7] * 2
+
+
 @pytest.mark.parametrize(("strategy", "settings", "told"), [
+    (single_noise, {"steps": (0, 1), "strides": (1, 2, 3)}, "2 steps x 3 strides do not divide"),
+    (single_noise, {"strides": (0,)}, "strides are 1 or more"),
+    (noise_tree, {"splits": (1, 0)}, "ascending and from 0 to 4"),
+    (noise_tree, {"splits": (0, 1)}, "make 4 leaves, and rollout.group_size is 8"),
     (single_noise, {"steps": (0, 5)}, "steps 0 to 4"),
     (single_noise, {"steps": (0, 1, 2)}, "do not divide rollout.group_size 8"),
     (sliding_window, {"size": 5}, "does not fit 5 steps"),
@@ -137,7 +194,7 @@ def test_what_does_not_fit_is_refused(policy: FlowPolicy, strategy: Any, setting
         strategy(policy, PROMPTS, SEEDS, spec_of(), False, **step, **settings)
 
 
-@pytest.mark.parametrize("strategy", ["sliding_window", "single_noise"])
+@pytest.mark.parametrize("strategy", ["sliding_window", "single_noise", "noise_tree"])
 def test_they_are_refused_where_decisions_are_tokens(strategy: str) -> None:
     with pytest.raises(RecipeError, match="drives a policy of denoising steps"):
         build(resolve(overrides=[*TINY, f"rollout.strategy={strategy}"]))
@@ -148,7 +205,7 @@ def test_the_spec_that_is_recorded_scores_them_all(policy: FlowPolicy) -> None:
     """Tables of both kinds, cut and joined."""
     parts = [
         single_noise(policy, PROMPTS, SEEDS, spec_of(3), False, steps=(0, 1)),
-        replace(plain(policy, PROMPTS, SEEDS, spec_of(3), False)),
+        noise_tree(policy, PROMPTS, SEEDS, spec_of(3), False, splits=(0, 1, 2)),
     ]
     both = Rollouts.concat([p.rows(torch.arange(3, 12)) for p in parts])
     assert_scored_as_sampled(policy, both)

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,21 @@ class FlowPolicy:
             stds.append(std)
             means.append(mean)
         return Stretch(*(torch.stack(part, 1) for part in (states, logps, stds, means)))
+
+    @torch.no_grad()
+    def coast(
+        self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, spec: Denoising, stops: Sequence[int]
+    ) -> Tensor:
+        """Follow the ODE from x [N,*shape], the state before step stops[0], in one stride from each of `stops` to the
+        next. The state at every place from the first to the last; in a stride, where it began. [N,places,*shape]
+        """
+        levels = steps.noise_levels(spec.steps, spec.shift, self.dtype).to(x.device)
+        states = []
+        for at, after in pairwise(stops):
+            states += [x] * (after - at)
+            step = torch.full((len(x),), at, device=x.device)
+            x = x + self.velocity(x, prompts, groups, step, spec) * (levels[after] - levels[at])
+        return torch.stack([*states, x], 1)
 
     def velocity(self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, step: Tensor, spec: Denoising) -> Tensor:
         """The velocity at states [N,*shape] before steps [N], guided as the spec says. With gradient through the

@@ -1,4 +1,4 @@
-"""TempFlow-GRPO's roll-out: every rollout draws noise in one step, to which its reward is due (arXiv:2508.04324)."""
+"""Every rollout draws noise in one step, to which its reward is due (arXiv:2508.04324, arXiv:2510.01982)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from coterie.errors import RecipeError
 from coterie.pieces import strategy
 from coterie.rollouts import Prompt, Rollouts, Sampling
 
 
-@strategy(paper="arXiv:2508.04324", decisions="denoising steps")
+@strategy(paper="arXiv:2508.04324", writes="parent branch", decisions="denoising steps")
 def single_noise(
     policy: Any,
     prompts: list[Prompt],
@@ -23,12 +22,16 @@ def single_noise(
     *,
     anchors: int = 1,
     steps: tuple[int, ...] | None = None,
+    strides: tuple[int, ...] = (1,),
 ) -> Rollouts:
     """Fork from the ODE's path: at each of some steps take one step with noise, then follow the ODE to the end.
 
     anchors: ODE paths a prompt, each from its own noise. steps: where it forks, by default all steps but the last.
-    rollout.group_size is anchors x steps x forks of a step. A rollout has one decision; what lies before is computed
-    once an anchor. With the baseline `step_norm` forks of the same step are compared.
+    rollout.group_size is anchors x steps x forks of a step x strides. A rollout has one decision; what lies before is
+    computed once an anchor. With the baseline `step_norm` forks of the same step are compared.
+
+    strides: every fork goes to the end once by each of them, one step after its noise and from there so many steps at a
+    time. All but the first are rollouts whose `parent` is the first, with the same decision, and `branch` behind it.
     """
     spec, size = sampling.denoising, len(seeds[0])
     assert spec is not None
@@ -39,38 +42,59 @@ def single_noise(
             where="rollout.strategy=single_noise",
             hint="leave rollout.strategy.steps out for all but the last",
         )
-    forks = size // (anchors * len(forks_at))
-    if forks < 1 or forks * anchors * len(forks_at) != size:
-        unit = anchors * len(forks_at)
+    if not strides or min(strides) < 1:
         raise RecipeError(
-            f"{anchors} anchors x {len(forks_at)} steps do not divide rollout.group_size {size}",
+            f"strides are 1 or more, got {list(strides)}",
+            where="rollout.strategy=single_noise",
+            hint="rollout.strategy.strides=[1,2]",
+        )
+    unit = anchors * len(forks_at) * len(strides)
+    forks = size // unit
+    if forks < 1 or forks * unit != size:
+        ends = f" x {len(strides)} strides" if len(strides) > 1 else ""
+        raise RecipeError(
+            f"{anchors} anchors x {len(forks_at)} steps{ends} do not divide rollout.group_size {size}",
             where="rollout.strategy=single_noise",
             hint=f"rollout.group_size={unit * max(round(size / unit), 2)}",
         )
     noise = policy.noise(seeds, replace(spec, shared_noise=False))
-    rows = torch.arange(len(noise), device=noise.device).view(len(prompts), anchors, len(forks_at), forks)
-    first = rows[:, : 1 if spec.shared_noise else anchors, 0, 0]  # an anchor starts where its first rollout would
+    rows = torch.arange(len(noise), device=noise.device)
+    rows = rows.view(len(prompts), anchors, len(forks_at), forks, len(strides))
+    first = rows[:, : 1 if spec.shared_noise else anchors, 0, 0, 0]  # an anchor starts where its first rollout would
     start = noise[first.expand(len(prompts), anchors).flatten(), 0]
     owner = torch.arange(len(prompts)).repeat_interleave(anchors)
-    path = policy.denoise(start, prompts, owner, replace(spec, stochastic=()), noise=_none(start, spec.steps))
+    path = policy.denoise(
+        start, prompts, owner, replace(spec, stochastic=()), noise=torch.zeros_like(noise[: len(start), 1:])
+    )
     whole = _blank(path, len(noise))
     for place, step in enumerate(forks_at):
-        mine = rows[:, :, place].flatten()
+        mine = rows[:, :, place].flatten(0, 2)  # a fork's rollouts, by stride
         anchor = torch.arange(len(start), device=noise.device).repeat_interleave(forks)
         x, groups = path.states[anchor, step], owner[anchor.cpu()]
-        drawn = noise[mine, step + 1 :]
-        rest = policy.denoise(x, prompts, groups, replace(spec, stochastic=(step,)), noise=drawn, first=step)
+        drawn, noisy = noise[mine[:, 0], step + 1 :], replace(spec, stochastic=(step,))
+        rest = policy.denoise(x, prompts, groups, noisy, noise=drawn, first=step)
         for name, value in vars(rest).items():
             at = getattr(whole, name)
-            at[mine, :step] = getattr(path, name)[anchor, :step]
-            at[mine, step:] = value
+            at[mine, :step] = getattr(path, name)[anchor, :step].unsqueeze(1)
+            at[mine, step:] = value.unsqueeze(1)
+        for column, stride in enumerate(strides):
+            if stride > 1:
+                stops = _stops(step + 1, spec.steps, stride)
+                whole.states[mine[:, column], step + 1 :] = policy.coast(
+                    rest.states[:, 1], prompts, groups, spec, stops
+                )
     groups = torch.arange(len(prompts)).repeat_interleave(size)
-    return policy.table(prompts, groups, whole, sampling, entropy=entropy)
+    made = policy.table(prompts, groups, whole, sampling, entropy=entropy)
+    made.columns["parent"] = rows[..., :1].expand(rows.shape).flatten()
+    behind = torch.tensor(forks_at, device=rows.device).view(1, 1, -1, 1, 1) + 1
+    made.columns["branch"] = torch.where(rows == rows[..., :1], -1, behind).flatten()
+    return made
 
 
-def _none(start: Tensor, steps: int) -> Tensor:
-    """No noise for a stretch without any."""
-    return start.new_zeros(()).expand(len(start), steps, *start.shape[1:])
+def _stops(first: int, end: int, stride: int) -> list[int]:
+    """Where a path of a stride stops: a step after the first, from there by the stride; the last stop is the end."""
+    stops = [first, *range(first + 1, end + 1, stride)]
+    return [*stops[:-1], end] if len(stops) > 1 else stops
 
 
 def _blank(path: Any, rows: int) -> Any:

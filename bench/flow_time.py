@@ -1,0 +1,105 @@
+"""Training time to equal held-out reward: MixGRPO and BranchGRPO against Flow-GRPO, on the task `ring`.
+
+One process, the methods in turn for each seed, from the same warm-started weights. All have the same model, prompts,
+group size, steps, sampler, clip range and learning rate; what differs is which steps draw noise, what paths share, how
+they are credited, and Flow-GRPO's KL. Time is training without evaluations: steps to the level times the median step of
+that run, since a machine may be shared. The level is a held-out accuracy of samples by the ODE.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.environments import ROOT
+from bench.results import Figure, Findings, spread
+
+PATH = ROOT / "docs" / "img" / "flow_time.png"
+LEVEL, STEPS, EVERY = 0.9, 30, 2
+BASE = "flow-grpo"
+COMMON = [
+    "task=ring", "model={flow: {layers: 3, width: 64, heads: 4}}", "denoise.steps=8", "draw.prompts=8",
+    "rollout.group_size=8", "warm_start.steps=200", f"steps={STEPS}", f"evaluation.every={EVERY}",
+    "evaluation.prompts=128", "optimizer.lr=1e-3", "rollout.sampler={flow_sde: {noise: 0.7}}",
+    "objective.trust_region.ppo_clip={eps_low: 1.0e-4, eps_high: 1.0e-4}",
+]  # fmt: skip
+METHODS = {
+    BASE: [],
+    "mixgrpo": ["rollout.strategy.size=3", "rollout.strategy.every=6"],
+    "branchgrpo": ["rollout.strategy.splits=[0,1,3]"],
+}
+PHASES = ("time/generate", "time/score", "time/reference", "time/learn")
+"""What a step is made of; the few milliseconds between them are the same for all."""
+
+
+def run(options: Any) -> Findings:
+    import torch
+
+    torch.set_num_threads(options.threads)
+    found, seeds = Findings(), options.runs_or(5, 2)
+    curves: dict[str, list[list[tuple[float, float]]]] = {slug: [] for slug in METHODS}
+    rows: dict[str, list[dict[str, float | None]]] = {slug: [] for slug in METHODS}
+    for seed in range(seeds):
+        for slug in METHODS:
+            row, curve = _train(slug, seed)
+            rows[slug].append(row)
+            curves[slug].append(curve)
+    for slug, each in rows.items():
+        reached = [r["seconds"] for r in each if r["seconds"] is not None]
+        found.rows.append({
+            "method": slug, "reached": f"{len(reached)} of {seeds}",
+            "steps": statistics.median(r["steps"] for r in each if r["steps"] is not None) if reached else None,
+            "ms a step": 1e3 * statistics.median(r["step"] for r in each),
+            "seconds": statistics.median(reached) if reached else None,
+        })  # fmt: skip
+        found.detail[slug] = {"step": spread([r["step"] for r in each]), "runs": each, "curves": curves[slug]}
+    for slug in METHODS:
+        pairs = [(a["seconds"], b["seconds"]) for a, b in zip(rows[BASE], rows[slug], strict=True)]
+        ratios = [a / b for a, b in pairs if a is not None and b is not None]
+        if slug != BASE and ratios:
+            found.figures.append(Figure(
+                f"training time to {LEVEL:.0%} held out, {BASE} over {slug}", statistics.median(ratios), None,
+                len(ratios),
+            ))  # fmt: skip
+            found.detail[slug]["ratios"] = spread(ratios)
+    found.notes.append(f"to a held-out accuracy of {LEVEL:.0%}, looked at every {EVERY} steps; medians over seeds")
+    draw(curves)
+    return found
+
+
+def _train(slug: str, seed: int) -> tuple[dict[str, Any], list[tuple[float, float]]]:
+    """When the level was reached, and (seconds, accuracy) at every evaluation."""
+    from coterie.api import start
+    from coterie.recipe import resolve
+
+    recipe = resolve(method=slug, overrides=[*COMMON, *METHODS[slug], f"seed={seed}"])
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = start(recipe, Path(folder) / "run", quiet=True).metrics
+    step = statistics.median(sum(r.get(p, 0.0) for p in PHASES) for r in metrics if "time/learn" in r)
+    curve = [(r["step"] * step, r["eval/accuracy"]) for r in metrics if "eval/accuracy" in r]
+    steps = next((r["step"] for r in metrics if r.get("eval/accuracy", 0.0) >= LEVEL), None)
+    return {"step": step, "steps": steps, "seconds": None if steps is None else steps * step}, curve
+
+
+def draw(curves: dict[str, list[list[tuple[float, float]]]]) -> None:
+    """Held-out accuracy over training time: a line a seed, and the mean over seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Picture
+
+    picture = Picture(figsize=(7, 3.6), layout="constrained")
+    FigureCanvasAgg(picture)
+    axes = picture.add_subplot()
+    for colour, (slug, lines) in enumerate(curves.items()):
+        for line in lines:
+            axes.plot(*zip(*line, strict=True), color=f"C{colour}", alpha=0.25, linewidth=0.8)
+        places = list(zip(*lines, strict=True))
+        mean = [tuple(statistics.mean(numbers) for numbers in zip(*at, strict=True)) for at in places]
+        axes.plot(*zip(*mean, strict=True), color=f"C{colour}", linewidth=2, label=slug)
+    axes.axhline(LEVEL, color="0.6", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="training time, seconds", ylabel="held-out accuracy")
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    PATH.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(PATH, dpi=110, format="png", metadata={"Software": None})
