@@ -52,6 +52,9 @@ class FlowPolicy:
         "entropy": "the noise of a step is fixed, so its entropy has no gradient",
         "spread": "it compares distributions over tokens",
         "influence": "it is worked out at the output layer of a language model",
+        "hidden_square": "it is worked out at the output layer of a language model",
+        "score_square": "it is worked out at the output layer of a language model",
+        "score_variance": "it is worked out at the output layer of a language model",
         "logp_min_p": "it cuts unlikely tokens",
         "logp_tempered": "the noise of a step has no temperature",
     }

@@ -42,6 +42,9 @@ class MaskedDiffusion(TransformersPolicy):
         "step_size": "unmaskings have no noise level",
         "kl_ref": "the term kl estimates it for unmaskings",
         "mean_gap": "unmaskings have no mean",
+        "hidden_square": "it is made for tokens one after another",
+        "score_square": "it is made for tokens one after another",
+        "score_variance": "it is made for tokens one after another",
         "logp_min_p": "it is made for tokens one after another",
         "logp_tempered": "it is made for tokens one after another",
     }
