@@ -31,9 +31,9 @@ def reinforce(
     """-w A logp on the decisions whose ratio is in range, to be minimised. [B,T]
 
     w is 1, the ratio, or exp(A / temperature) by "advantage", which lets good rollouts weigh more (RED-Weight). It and
-    the range test are detached. level: the ratio is the decision's, or GSPO's of its rollout. one_side keeps (A >= 0 and
-    r <= 1+eps_high) or (A <= 0 and r >= 1-eps_low); two_side keeps 1-eps_low <= r <= 1+eps_high; ring adds (A >= 0 and
-    r <= 1-ring_low) and (A <= 0 and r >= 1+ring_high) to two_side. one_side with the ratio as weight has exactly
+    the range test are detached. level: the ratio is the decision's, or GSPO's of its rollout. one_side keeps (A >= 0
+    and r <= 1+eps_high) or (A <= 0 and r >= 1-eps_low); two_side keeps 1-eps_low <= r <= 1+eps_high; ring adds (A >= 0
+    and r <= 1-ring_low) and (A <= 0 and r >= 1+ring_high) to two_side. one_side with the ratio as weight has exactly
     PPO-clip's gradient, and by rollout under a sequence mean GSPO's. A very high temperature is no weight.
     """
     a = per_decision(advantages, mask)
