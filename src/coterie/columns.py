@@ -59,6 +59,9 @@ kl_ref       | B T    | policy      | float | exact KL from the reference's deci
 mean_gap     | B T    | policy      | float | exact KL from the decision as it was taken to ours; carries gradient
 logp_min_p   | B T    | policy      | float | log-prob before the update without unlikely tokens; -inf where this is one
 logp_tempered| B T    | policy      | float | log-prob before the update at another temperature
+hidden_square| B T    | policy      | float | squared norm of what the output layer reads, over the temperature
+score_square | B T    | policy      | float | squared norm of the one-hot decision minus the probabilities
+score_variance| B T   | policy      | float | variance of those differences under the probabilities
 logp_ref     | B T    | reference   | float | log-prob under the frozen or slowly moving reference
 logp_teacher | B T    | teacher     | float | log-prob under the teacher model, NaN where it says nothing
 turn         | B T    | environment | int   | turn or step of each decision, -1 where masked or in none
@@ -81,7 +84,10 @@ reward_weights| scalar | loop       | float | weight of each reward component, a
 GROUPWISE = frozenset({"spread", "influence"})
 """Columns of the policy that compare the rollouts of a group, which is then never split."""
 
-BEFORE = frozenset({"logp_min_p", "logp_tempered", "logp_train"})
+CURVATURE = frozenset({"hidden_square", "score_square", "score_variance"})
+"""Columns of the policy that describe how curved a decision's log-prob is in the output layer."""
+
+BEFORE = CURVATURE | {"logp_min_p", "logp_tempered", "logp_train"}
 """Columns of the policy that are made once a batch, before its first optimizer step, without gradient."""
 
 ARGUMENT = {"logp_min_p": "min_p", "logp_tempered": "temperature", "matched": "pattern"}

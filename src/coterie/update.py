@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coterie import mismatch
 from coterie.clock import Clock
-from coterie.columns import BEFORE, GROUPWISE, finite_or_zero, per_decision
+from coterie.columns import BEFORE, CURVATURE, GROUPWISE, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RecipeError, RunError
 from coterie.metrics import Collector, collect
 from coterie.policies.base import Estimating
@@ -422,6 +422,8 @@ def score_live(
         found = found | ((reference or run.reference()).score(micro) if "logp_ref" in columns else {})
         if "logp_min_p" in columns:
             found["logp_min_p"] = policy.score_min_p(micro, argument(run.recipe, "logp_min_p", step))
+        if columns & CURVATURE:
+            found |= policy.score_curvature(micro)
         if "logp_tempered" in columns:
             factor = argument(run.recipe, "logp_tempered", step)
             spec = replace(micro.sampling, temperature=micro.sampling.temperature * factor)

@@ -74,6 +74,13 @@ for clip in ("none", "one_side", "two_side", "ring"):
         for bounds in ({}, {"eps_low": 0.1, "eps_high": 0.3, "ring_low": 0.3, "ring_high": 0.5}):
             chosen: dict[str, Any] = {"clip": clip, "weight": weight, **bounds}
             CASES[f"reinforce-{clip}-{weight}-{len(bounds)}"] = (whole("reinforce", **chosen), on(reinforce, **chosen))
+for start, chosen in {
+    "rec-gspo": {"clip": "one_side", "weight": "ratio", "level": "sequence", "eps_low": 3e-4, "eps_high": 4e-4},
+    "rec-gspo-wide": {"clip": "ring", "level": "sequence", "eps_low": 0.02, "eps_high": 0.1, "ring_low": 0.1},
+    "red-weight": {"weight": "advantage"},
+    "red-weight-warm": {"weight": "advantage", "temperature": 3.0, "clip": "two_side"},
+}.items():
+    CASES[start] = (whole("reinforce", **chosen), on(reinforce, **chosen))
 for estimator in ("k1", "k2", "k3"):
     for importance in (False, True):
         pair = kl(coef=0.3, estimator=estimator, importance=importance), on_kl(0.3, estimator, importance)
@@ -87,6 +94,10 @@ METHODS = {
     "cispo": ("cispo",),
     "opmd": ("opmd",),
     "reinforce-none-none": ("asymre", "rloo"),
+    "reinforce-one_side-none": ("rec-oneside",),
+    "reinforce-ring-none": ("rec-ring",),
+    "rec-gspo": ("rec-gspo-oneside",),
+    "red-weight": ("red-weight",),
     "kl-": ("kl",),
 }
 

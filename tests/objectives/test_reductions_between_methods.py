@@ -105,11 +105,28 @@ def test_gspo_token_is_gspo_when_the_advantage_is_constant_over_the_rollout(seed
     )
 
 
+@pytest.mark.reduction("rec-oneside")
 @given(seeds, st.floats(0.01, 0.5), st.floats(0.01, 0.5))
 def test_rec_one_side_with_the_ratio_has_ppo_clips_gradient(seed: int, low: float, high: float) -> None:
     t, bounds = update(seed), {"eps_low": low, "eps_high": high}
     rec = both(whole, t, "token", name="reinforce", clip="one_side", weight="ratio", **bounds)
     same(rec, both(clipped, t, "token", **bounds), value=False)
+
+
+@pytest.mark.reduction("rec-gspo-oneside")
+@given(seeds, st.floats(0.001, 0.3), st.floats(0.001, 0.3))
+def test_one_side_with_the_rollouts_ratio_has_gspos_gradient(seed: int, low: float, high: float) -> None:
+    t, bounds = update(seed), {"eps_low": low, "eps_high": high}
+    rec = both(whole, t, "sequence", name="reinforce", clip="one_side", weight="ratio", level="sequence", **bounds)
+    same(rec, both(clipped, t, "sequence", level="sequence", **bounds), value=False)
+
+
+@pytest.mark.reduction("red-weight")
+@given(seeds)
+def test_weights_by_advantage_when_hot_are_none(seed: int) -> None:
+    t = update(seed)
+    hot = both(whole, t, "token", name="reinforce", weight="advantage", temperature=1e15)
+    same(hot, both(whole, t, "token", name="reinforce"))
 
 
 @given(seeds)
@@ -161,6 +178,7 @@ def test_wide_bounds_are_no_bounds(seed: int) -> None:
     same(none, both(whole, t, "token", name="reinforce", weight="ratio", clip="two_side", eps_low=1.0, eps_high=1e6))
 
 
+@pytest.mark.reduction("rec-ring")
 @given(seeds)
 def test_a_ring_beyond_reach_is_two_side(seed: int) -> None:
     t = update(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -16,6 +17,20 @@ def macros(length: int, size: int) -> list[list[int]]:
     return [list(range(a, b)) for a, b in zip(starts, [*starts[1:], length], strict=True)]
 
 
+def parts_of(length: int, starts: list[int]) -> list[list[int]]:
+    """Macro actions that begin at these places, the last decision by itself."""
+    bounds = sorted({*(p for p in starts if p < length), length - 1, length})
+    return [list(range(a, b)) for a, b in itertools.pairwise(bounds)] if length else []
+
+
+def by_perplexity(logp: list[float]) -> list[list[int]]:
+    return parts_of(len(logp), [0] + [t for t in range(1, len(logp)) if -logp[t] > -logp[t - 1]])
+
+
+def by_lengths(length: int, lengths: list[int]) -> list[list[int]]:
+    return parts_of(length, [sum(lengths[:k]) for k in range(len(lengths))])
+
+
 def macro_gae(
     token_rewards: Any,
     mask: Any,
@@ -24,11 +39,12 @@ def macro_gae(
     gamma: float = 1.0,
     lam: float = 0.95,
     value: str = "group",
+    cuts: Any = None,
 ) -> list[list[float]]:
     rewards, cut, columns = [], [], []
     for i in range(len(mask)):
         own = [t for t in range(len(mask[i])) if mask[i][t]]
-        parts = macros(len(own), size)
+        parts = macros(len(own), size) if cuts is None else cuts[i]
         columns.append(own)
         cut.append(parts)
         rewards.append([math.fsum(float(token_rewards[i][own[p]]) for p in part) / len(part) for part in parts])

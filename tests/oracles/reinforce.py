@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from oracles.ratios import token_ratio
+from oracles.ratios import sequence_ratio, token_ratio
 
 
 def in_range(r: float, a: float, clip: str, low: float, high: float, ring_low: float, ring_high: float) -> bool:
@@ -31,12 +32,16 @@ def reinforce(
     eps_high: float = 0.2,
     ring_low: float = 0.6,
     ring_high: float = 2.0,
+    level: str = "token",
+    temperature: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    ratio, _ = token_ratio(logp, logp_old, mask)
+    tokens, _ = token_ratio(logp, logp_old, mask)
+    rollouts, _ = sequence_ratio(logp, logp_old, mask)
     value, gradient = np.zeros(mask.shape), np.zeros(mask.shape)
     for i, t in zip(*np.nonzero(mask), strict=True):
-        a, r = float(advantages[i] if advantages.ndim == 1 else advantages[i, t]), float(ratio[i, t])
+        a = float(advantages[i] if advantages.ndim == 1 else advantages[i, t])
+        r = float(tokens[i, t] if level == "token" else rollouts[i])
         if in_range(r, a, clip, eps_low, eps_high, ring_low, ring_high):
-            w = r if weight == "ratio" else 1.0
+            w = {"none": 1.0, "ratio": r, "advantage": math.exp(a / temperature)}[weight]
             value[i, t], gradient[i, t] = -w * a * float(logp[i, t]), -w * a
     return value, gradient

@@ -15,7 +15,7 @@ from coterie.columns import GROUPWISE
 from coterie.errors import PolicyError
 from coterie.policies import groupwise, tokenizers
 from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
-from coterie.policies.logprobs import rows_per_chunk, score_hidden, score_linear, score_min_p
+from coterie.policies.logprobs import rows_per_chunk, score_curvature, score_hidden, score_linear, score_min_p
 from coterie.policies.packing import Twins, pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
@@ -190,6 +190,18 @@ class CausalLM(TransformersPolicy):
             chunk = rows_per_chunk(self._split.vocabulary, self.device)
             found = score_min_p(hidden, self._head, tokens[mask], rollouts.sampling, min_p, chunk)
         return found.new_zeros(mask.shape).masked_scatter(mask, found)
+
+    @torch.no_grad()
+    def score_curvature(self, rollouts: Rollouts) -> dict[str, Tensor]:
+        """The columns of CURVATURE; 0 where masked. [B,T] each, without gradient (see `logprobs.score_curvature`)."""
+        if not self._split.exact or self._split.linear_head is None:
+            raise PolicyError("the curvature columns need a model whose output layer is a matrix product alone")
+        groups, tokens, mask = (rollouts[name].to(self.device) for name in ("groups", "tokens", "mask"))
+        with self.train_mode(dropout=False):
+            hidden, _ = self._hidden([p.tokens for p in rollouts.prompts], groups, tokens, mask, None)
+            chunk = rows_per_chunk(self._split.vocabulary, self.device)
+            found = score_curvature(hidden, self._head, tokens[mask], rollouts.sampling, chunk)
+        return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
 
     def sft_loss(
         self,

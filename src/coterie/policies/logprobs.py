@@ -72,6 +72,25 @@ def score_min_p(hidden: Tensor, head: Head, tokens: Tensor, sampling: Sampling, 
     return torch.cat(out)
 
 
+@torch.no_grad()
+def score_curvature(hidden: Tensor, head: Head, tokens: Tensor, sampling: Sampling, chunk: int) -> dict[str, Tensor]:
+    """How a step on one decision's log-prob at the output layer acts on it (arXiv:2510.00819). [N,H], [N] -> [N] each
+
+    With h the hidden state over the temperature, p the probabilities and v = one-hot - p: hidden_square |h|^2,
+    score_square |v|^2, score_variance sum p v^2 - (sum p v)^2. Without gradient, `chunk` rows of logits at a time.
+    """
+    none = torch.zeros(0, dtype=_result_dtype(hidden), device=hidden.device)
+    square, variance = [none], [none]
+    for states, ids in zip(hidden.split(chunk), tokens.split(chunk), strict=True):
+        probs = truncate(head(states), sampling, ids).softmax(-1)
+        v = (-probs).scatter_add_(-1, ids.unsqueeze(-1), torch.ones_like(probs[:, :1]))
+        square.append((v * v).sum(-1))
+        centred = v - (probs * v).sum(-1, keepdim=True)
+        variance.append((probs * centred * centred).sum(-1))
+    norm = (hidden.to(none.dtype) / (sampling.temperature or 1.0)).square().sum(-1)
+    return {"hidden_square": norm, "score_square": torch.cat(square), "score_variance": torch.cat(variance)}
+
+
 def _result_dtype(hidden: Tensor) -> torch.dtype:
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 

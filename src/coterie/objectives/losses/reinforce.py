@@ -7,7 +7,8 @@ from torch import Tensor
 
 from coterie.columns import finite_or_zero, per_decision
 from coterie.metrics import record
-from coterie.objectives.ratios.token import token
+from coterie.objectives.ratios.sequence import sequence
+from coterie.objectives.ratios.token import LOG_LIMIT, token
 from coterie.pieces import loss
 
 
@@ -19,7 +20,9 @@ def reinforce(
     mask: Tensor,
     *,
     clip: Literal["none", "one_side", "two_side", "ring"] = "none",
-    weight: Literal["none", "ratio"] = "none",
+    weight: Literal["none", "ratio", "advantage"] = "none",
+    level: Literal["token", "sequence"] = "token",
+    temperature: float = 1.0,
     eps_low: float = 0.2,
     eps_high: float = 0.2,
     ring_low: float = 0.6,
@@ -27,12 +30,15 @@ def reinforce(
 ) -> Tensor:
     """-w A logp on the decisions whose ratio is in range, to be minimised. [B,T]
 
-    w (1 or the ratio) and the range test are detached. one_side keeps (A >= 0 and r <= 1+eps_high) or (A <= 0 and
-    r >= 1-eps_low); two_side keeps 1-eps_low <= r <= 1+eps_high; ring adds (A >= 0 and r <= 1-ring_low) and (A <= 0
-    and r >= 1+ring_high) to two_side. one_side with the ratio as weight has exactly PPO-clip's gradient.
+    w is 1, the ratio, or exp(A / temperature) by "advantage", which lets good rollouts weigh more (RED-Weight). It and
+    the range test are detached. level: the ratio is the decision's, or GSPO's of its rollout. one_side keeps (A >= 0
+    and r <= 1+eps_high) or (A <= 0 and r >= 1-eps_low); two_side keeps 1-eps_low <= r <= 1+eps_high; ring adds (A >= 0
+    and r <= 1-ring_low) and (A <= 0 and r >= 1+ring_high) to two_side. one_side with the ratio as weight has exactly
+    PPO-clip's gradient, and by rollout under a sequence mean GSPO's. A very high temperature is no weight.
     """
     a = per_decision(advantages, mask)
-    r = token(logp.detach(), logp_old, mask)
+    of = token if level == "token" else sequence
+    r = per_decision(of(logp.detach(), logp_old, mask), mask)
     up, down = a >= 0, a <= 0
     inside = (r >= 1 - eps_low) & (r <= 1 + eps_high)
     keep = {
@@ -42,5 +48,11 @@ def reinforce(
         "ring": inside | (up & (r <= 1 - ring_low)) | (down & (r >= 1 + ring_high)),
     }[clip]
     record("clip/fraction", ~keep)
-    w = (r if weight == "ratio" else torch.ones_like(r)) * keep
+    w = torch.ones_like(r)
+    if weight == "ratio":
+        w = r
+    elif weight == "advantage":
+        w = (a / temperature).clamp(-LOG_LIMIT, LOG_LIMIT).exp()
+        record("weights/by_advantage", w, keep & mask)
+    w = w * keep
     return -w * a * finite_or_zero(logp, mask)
