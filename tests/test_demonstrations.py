@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from coterie.clock import Clock
+from coterie.collect import roll_out
 from coterie.demonstrations import Demonstrations
 from coterie.errors import RecipeError
 from coterie.recipe import resolve
@@ -55,6 +57,16 @@ def test_the_reference_completions_of_a_task_serve() -> None:
     )
     told = Demonstrations(run.task, run.policy).of(run.prompt(3))
     assert run.policy.decode(told) == run.task.train[3]["solution"]
+
+
+def test_only_prompts_that_have_one_get_it_beside_their_rollouts(tmp_path: Path) -> None:
+    task = data(tmp_path, *["1+1", None] * 6)
+    run = build(resolve(method="luffy", overrides=[*TINY, MODEL, task, f"rewards.functions={__file__}:length"]))
+    made = roll_out(run, 0, 0, 8, Clock())
+    shown = [made.prompts[g].row["why"] for g in made["groups"][made["anchor"]].tolist()]
+    has = [p.row["why"] == "1+1" for p in made.prompts]
+    assert shown == ["1+1"] * sum(has) and 0 < sum(has) < 8
+    assert made["groups"].bincount().tolist() == [5 if h else 4 for h in has]
 
 
 def test_a_task_without_any_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:

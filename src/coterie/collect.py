@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from coterie.clock import Clock
+from coterie.demonstrations import teller
 from coterie.errors import RewardError, RunError
 from coterie.evaluator import verdicts
 from coterie.metrics import record
@@ -111,7 +112,7 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
         return run.strategy(
             {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
              "entropy": entropy, "count": count, "prompt_at": run.prompt, "step": step,
-             "ended": ended if ahead.functions else None, "world": run.task.world, "reference": run.task.reference},
+             "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task)},
             step,
         )  # fmt: skip
 

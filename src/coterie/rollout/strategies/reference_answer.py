@@ -20,12 +20,13 @@ def reference_answer(
     seeds: list[list[int]],
     sampling: Sampling,
     entropy: bool,
-    reference: Callable[[Mapping[str, Any]], str] | None,
+    reference: Callable[[Mapping[str, Any]], str | None] | None,
 ) -> Rollouts:
-    """One independent rollout a seed, and last in each group the reference answer of the task, `anchor`.
+    """One independent rollout a seed, and last in each group the task's demonstration, `anchor`.
 
     Its tokens end as the policy's own do, and are cut where rollout.max_tokens or the context ends. Its logp_old is the
-    policy's, so its ratio is 1 at first. It is graded like any other. rollout.group_size does not count it.
+    policy's, so its ratio is 1 at first. It is graded like any other. rollout.group_size does not count it. A prompt
+    whose row has none keeps to its rollouts.
     """
     if reference is None:
         raise RecipeError(
@@ -38,15 +39,20 @@ def reference_answer(
     for line in lines_of(policy.rollout(prompts, seeds, sampling, entropy=entropy)):
         sampled.setdefault(line.group, []).append(line)
     lines: list[Line] = []
+    anchor: list[bool] = []
     for group, prompt in enumerate(prompts):
-        ids = [*policy.encode_completion(reference(prompt.row)), *([] if eos is None else [eos])]
+        lines += (drawn := sampled.get(group, []))
+        anchor += [False] * len(drawn)
+        text = reference(prompt.row)
+        if text is None:
+            continue
+        ids = [*policy.encode_completion(text), *([] if eos is None else [eos])]
         most = room(policy, prompt, sampling)
         tokens = torch.tensor(ids[:most], dtype=torch.long, device=policy.device)
         nothing = torch.zeros(len(tokens), device=policy.device)
-        own = Line(group, tokens, nothing == 0, nothing, nothing if entropy else None, len(ids) > most)
-        lines += [*sampled.get(group, []), own]
-    last = [i + 1 == len(lines) or lines[i + 1].group != line.group for i, line in enumerate(lines)]
-    made = table(policy, prompts, lines, sampling, anchor=torch.tensor(last, device=policy.device))
+        lines.append(Line(group, tokens, nothing == 0, nothing, nothing if entropy else None, len(ids) > most))
+        anchor.append(True)
+    made = table(policy, prompts, lines, sampling, anchor=torch.tensor(anchor, device=policy.device))
     columns = {"logp": "logp_old", "entropy": "entropy_old"} if entropy else {"logp": "logp_old"}
     found = {column: made[column].clone() for column in columns.values()}
     with torch.no_grad():
