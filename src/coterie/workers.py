@@ -1,4 +1,4 @@
-"""The processes that train one policy together, as the loop sees them. Here: one alone, for whom there is nothing to do.
+"""The processes that train one policy together, as the loop sees them. Here: one alone, with nothing to share.
 
 Every process runs the same loop on the same table. What costs time is split: each rolls out and grades its share of the
 prompts, and runs its share of the groups through the model. What looks at the whole batch sees the whole batch.

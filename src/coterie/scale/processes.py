@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from coterie.errors import RunError
+from coterie.errors import RecipeError, RunError
 from coterie.rollouts import Rollouts
 from coterie.workers import Alone
 
@@ -43,6 +44,12 @@ class Crew:
     """The other processes of a team on this machine, started by rank 0 and ended with it."""
 
     def __init__(self, recipe: Recipe, size: int) -> None:
+        for function in recipe.functions:
+            if callable(function["fn"] if isinstance(function, Mapping) else function):
+                raise RecipeError(
+                    "a reward function only exists in this process, and several workers are to call it",
+                    hint="name it by its file, file.py:name; or start your script with torchrun",
+                )
         self.folder = tempfile.TemporaryDirectory(prefix="coterie-workers-")
         written = Path(self.folder.name, "recipe.yaml")
         written.write_text(recipe.to_yaml(), encoding="utf-8")
@@ -59,6 +66,18 @@ class Crew:
                     subprocess.Popen(command, env=mine, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
                                      start_new_session=True)
                 )  # fmt: skip
+
+        self.ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """End this process, if need be, when a worker has failed: one that waits for it may wait for long."""
+        while not self.ended.wait(1.0):
+            if any(process.poll() not in (None, 0) for process in self.processes):
+                if not self.ended.wait(3 * GRACE):
+                    print(f"error: {self.why() or 'a worker ended'}; the last checkpoint is intact", file=sys.stderr)
+                    os._exit(RunError.exit_code)
+                return
 
     def _said(self, rank: int) -> Path:
         return Path(self.folder.name, f"worker-{rank}.log")
@@ -91,6 +110,7 @@ class Crew:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self.ended.set()
         self.folder.cleanup()
 
 
