@@ -14,6 +14,7 @@ from coterie.recipe import Recipe, resolve
 if TYPE_CHECKING:
     from coterie.observe.run_dir import RunDir
     from coterie.run import Run
+    from coterie.workers import Alone
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Result:
     metrics: list[dict[str, Any]]
     interrupted: bool
     policy: Any
+    leads: bool = True
+    """Whether this process wrote the run; of several that train together one does."""
 
     @property
     def last(self) -> dict[str, Any]:
@@ -66,44 +69,72 @@ def start(recipe: Recipe, out: str | Path | None = None, *, quiet: bool = False)
     """Make a run directory for a recipe and run it."""
     from coterie.observe.run_dir import RunDir
     from coterie.run import build, use_threads
+    from coterie.scale import join, team
 
     use_threads(recipe)
-    run = build(recipe)
-    directory = RunDir.create(
-        out, task=run.task.name, method=recipe.method, recipe=recipe.to_yaml(), seed=recipe.settings.seed
-    )
-    with directory.locked():
-        return _drive(directory, run, quiet)
+    with team(recipe) as workers:
+        if workers.rank:
+            return _follow(recipe, workers)
+        run = join(build(recipe), workers)
+        directory = RunDir.create(
+            out, task=run.task.name, method=recipe.method, recipe=recipe.to_yaml(), seed=recipe.settings.seed
+        )
+        with directory.locked():
+            return _drive(directory, run, quiet)
 
 
-def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None) -> Result:
-    """Go on from the last checkpoint of a run, exactly as if it had never stopped. `steps` may extend it.
+def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None, workers: int | None = None) -> Result:
+    """Go on from the last checkpoint of a run, exactly as if it had never stopped. `steps` may extend it; `workers` is
+    how many processes go on with it, however many there were.
 
     Raises RunError when there is nothing left to do.
     """
-    from coterie.observe.metrics import MetricsLog
     from coterie.observe.run_dir import RunDir
-    from coterie.run import build, use_threads
+    from coterie.run import use_threads
+    from coterie.scale import team
 
     directory = RunDir.open(path)
-    with directory.locked():
-        recipe = resolve(file=directory.recipe, overrides=[] if steps is None else [f"steps={steps}"])
-        use_threads(recipe)
-        store = CheckpointStore(directory.checkpoints, keep=recipe.settings.checkpoint.keep)
-        damaged = store.clean()
-        latest = store.latest()
-        run = build(recipe, latest)
-        if run.step >= recipe.settings.steps:
-            raise RunError(
-                f"nothing to do: all {recipe.settings.steps} steps are done",
-                where=str(directory.path),
-                hint="extend it with steps=N, or start a new run",
-            )
-        if steps is not None:
-            directory.rewrite_recipe(recipe.to_yaml())
-        run.notes += [f"checkpoint {folder.name} is damaged and was set aside" for folder in damaged]
-        MetricsLog(directory.metrics).truncate_after(run.step if latest is not None else -1)
-        return _drive(directory, run, quiet)
+    overrides = [] if steps is None else [f"steps={steps}"]
+    if workers is not None:
+        overrides += [f"scale.train_workers={workers}", "scale.engine=torchrun"]
+    recipe = resolve(file=directory.recipe, overrides=overrides)
+    use_threads(recipe)
+    with team(recipe) as crew:
+        if crew.rank:
+            return _follow(recipe, crew)
+        with directory.locked():
+            return _resume(directory, recipe, crew, quiet, rewrite=bool(overrides))
+
+
+def _resume(directory: RunDir, recipe: Recipe, crew: Alone, quiet: bool, rewrite: bool) -> Result:
+    from coterie.observe.metrics import MetricsLog
+    from coterie.run import build
+    from coterie.scale import join
+
+    store = CheckpointStore(directory.checkpoints, keep=recipe.settings.checkpoint.keep)
+    damaged = store.clean()
+    latest = store.latest()
+    run = build(recipe, latest)
+    if run.step >= recipe.settings.steps:
+        raise RunError(
+            f"nothing to do: all {recipe.settings.steps} steps are done",
+            where=str(directory.path),
+            hint="extend it with steps=N, or start a new run",
+        )
+    if rewrite:
+        directory.rewrite_recipe(recipe.to_yaml())
+    run.notes += [f"checkpoint {folder.name} is damaged and was set aside" for folder in damaged]
+    join(run, crew, latest)
+    MetricsLog(directory.metrics).truncate_after(run.step if latest is not None else -1)
+    return _drive(directory, run, quiet)
+
+
+def _follow(recipe: Recipe, workers: Alone) -> Result:
+    """Take part in a run that another process leads and writes."""
+    from coterie.scale import follow
+
+    run = follow(recipe, workers)
+    return Result(Path(), [], run.step < run.settings.steps, run.policy, leads=False)
 
 
 def _drive(directory: RunDir, run: Run, quiet: bool) -> Result:

@@ -13,7 +13,8 @@ from coterie.clock import Clock
 from coterie.demonstrations import teller
 from coterie.errors import RewardError, RunError
 from coterie.evaluator import verdicts
-from coterie.metrics import record
+from coterie.metrics import Collector, merge, record
+from coterie.metrics import collect as gather
 from coterie.offline.recorded import Recorded
 from coterie.policies.causal_lm import CausalLM
 from coterie.rewards import process
@@ -28,6 +29,7 @@ from coterie.sampling import of_step
 from coterie.streams import stream
 from coterie.update import provide, score_live
 from coterie.wiring import argument, wanted
+from coterie.workers import gather_metrics, gather_rollouts
 
 
 def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
@@ -43,7 +45,7 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
         if run.recorded is not None:
             scored = recall(run, run.recorded, step, want - have, clock)
         else:
-            scored = score(run, roll_out(run, step, round_, want - have, clock), step, round_, clock)
+            scored = roll_out_and_score(run, step, round_, want - have, clock)
         _tell(run, scored)
         batch = shape(run, scored, step, clock)
         seen.append(batch)
@@ -90,18 +92,57 @@ def recall(run: Run, recorded: Recorded, step: int, count: int, clock: Clock) ->
     return rollouts
 
 
-def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts:
-    """Draw `count` prompts and complete each `group_size` times. Seeds are keyed by step, round, prompt and sample."""
+def roll_out_and_score(run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts:
+    """`count` groups with what they earned: each worker makes and grades its share, and all see the whole.
+
+    A rollout for which no function gave a value, or the process function none, leaves the table: it enters no mean.
+    """
+    outcomes, said, recorded = dict(run.metrics), len(run.notes), Collector()
+    with gather(recorded):
+        part = roll_out(run, step, round_, count, clock)
+        scored = None if part is None else score(run, part, step, round_, clock, run.workers.share(count).start)
+    if run.workers.size > 1:
+        with clock.phase("gather"):
+            scored = _whole(run, scored, outcomes, said)
+    assert scored is not None
+    merge(gather_metrics(run.workers, recorded))
+    valid = ~scored["rewards"].isnan()
+    if not bool(valid.any()):
+        errors = run.notes[said:]
+        raise RewardError(
+            "no reward function gave a value for any rollout of this batch",
+            hint=f"the first: {errors[0]}" if errors else "they all answered None: check them",
+        )
+    return scored if bool(valid.all()) else scored.rows(valid)
+
+
+def _whole(run: Run, part: Rollouts | None, before: dict[str, float], said: int) -> Rollouts:
+    """The rollouts of all workers; what was counted and noted since `before` is added up."""
+    counted = {name: value - before.get(name, 0.0) for name, value in run.metrics.items()}
+    shares = run.workers.together((counted, run.notes[said:]))
+    for name in {name for counts, _ in shares for name in counts}:
+        run.metrics[name] = before.get(name, 0.0) + sum(counts.get(name, 0.0) for counts, _ in shares)
+    run.notes[said:] = [note for _, notes in shares for note in notes]
+    return gather_rollouts(run.workers, part, run.policy.device)
+
+
+def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts | None:
+    """Draw `count` prompts and complete each `group_size` times. Seeds are keyed by step, round, prompt and sample.
+
+    Of several workers each completes its share of the prompts, None where there are fewer prompts than workers.
+    """
     s = run.settings
     size = len(run.task.train)
     to_draw = getattr(run.strategy.instance, "to_draw", None)  # a strategy may have groups left, or begin more
     drawn = count if to_draw is None else to_draw(count)
     indices = run.curriculum({"size": size, "count": drawn, "seed": s.seed}, step)
     with clock.phase("generate"):
-        prompts = [run.prompt(i) for i in indices]
+        places = range(len(indices))[run.workers.share(len(indices))]
+        if not places:
+            return None
+        prompts = [run.prompt(indices[place]) for place in places]
         seeds = [
-            [stream(s.seed, "rollout", step, round_, place, k) for k in range(s.rollout.group_size)]
-            for place in range(len(prompts))
+            [stream(s.seed, "rollout", step, round_, place, k) for k in range(s.rollout.group_size)] for place in places
         ]
         entropy = "entropy_old" in wanted(run.recipe, "roll out")
         ahead, each = run.rewards.ahead, s.rollout.group_size
@@ -117,11 +158,12 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
         )  # fmt: skip
 
 
-def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) -> Rollouts:
+def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, first: int = 0) -> Rollouts:
     """Reward components by the task's and the user's functions and by the pairwise judge, their weighted sum, and the
     verifier's verdict; a score for each step where there is a process function.
 
-    A rollout for which no function gave a value, or the process function none, leaves the table: it enters no mean.
+    The reward is NaN where no function gave a value, or the process function none. `first` is the place in the batch of
+    the rollouts' first group.
     """
     with clock.phase("score"):
         order = rollouts["groups"].tolist()
@@ -137,7 +179,7 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) ->
         scores = run.rewards.score([r.get("prompt") for r in rows], rollouts.texts, rows, ids)
         run.notes += scores.errors
         if run.contest is not None:
-            scores.components[run.contest.judge.name] = _compare(run, run.contest, rollouts, step, round_)
+            scores.components[run.contest.judge.name] = _compare(run, run.contest, rollouts, step, round_, first)
         components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
         new: dict[str, Any] = {"components": components, "rewards": _combine(components, run.reward_weights)}
         if run.task.verify is not None or rollouts.episodes:
@@ -154,20 +196,15 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock) ->
             new["matched"] = _matched(run, rollouts, argument(run.recipe, "matched", step))
         new = {k: _to(v, rollouts["groups"].device) for k, v in new.items()}
         rollouts = rollouts.with_columns(**new)
-        valid = ~rollouts["rewards"].isnan()
         if run.process is not None:
             marks = scores.steps[run.process]
             rollouts = rollouts.with_columns(**process.columns([s for s, _ in steps], marks, rollouts["mask"]))
-            valid &= torch.tensor([m is not None for m in marks], device=valid.device)
-        if not bool(valid.any()):
-            raise RewardError(
-                "no reward function gave a value for any rollout of this batch",
-                hint=f"the first: {scores.errors[0]}" if scores.errors else "they all answered None: check them",
-            )
-        return rollouts if bool(valid.all()) else rollouts.rows(valid)
+            silent = torch.tensor([m is None for m in marks], device=rollouts["rewards"].device)
+            rollouts = rollouts.with_columns(rewards=rollouts["rewards"].masked_fill(silent, math.nan))
+        return rollouts
 
 
-def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: int) -> list[float]:
+def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: int, first_group: int) -> list[float]:
     """What the pairwise judge and its scheme make of each rollout, NaN where nothing."""
     texts, groups = rollouts.texts, rollouts["groups"].tolist()
 
@@ -176,7 +213,7 @@ def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: 
         return Pairs([r.get("prompt") for r in rows], [texts[i] for i in first], rows, [], [texts[j] for j in second])
 
     def seed(group: int) -> int:
-        return stream(run.settings.seed, "pairwise", step, round_, group)
+        return stream(run.settings.seed, "pairwise", step, round_, first_group + group)
 
     held = contest.hold(groups, pairs_of, run.rewards.compare, seed)
     run.notes += held.errors
@@ -280,6 +317,7 @@ def _apply_filters(run: Run, batch: Rollouts, step: int, clock: Clock) -> Rollou
     keep = torch.ones_like(batch["rewards"], dtype=torch.bool)
     for piece in run.recipe.chain["selection.filters"]:
         keep &= piece(table, step) > 0
+    keep = run.workers.first(keep)
     return select_groups(batch, keep) if bool(keep.any()) else None
 
 

@@ -22,7 +22,8 @@ def train(run: Run, reporter: Reporter) -> None:
     """Run until the recipe's steps are done, or until the reporter says that the user wants to stop."""
     if not run.started:
         begin(run, reporter)
-    while run.step < run.settings.steps and not reporter.stopping:
+    stopping = run.workers.any(reporter.stopping)
+    while run.step < run.settings.steps and not stopping:
         clock, step, recorded = Clock(), run.step, Collector()
         run.metrics = {}
         with gather(recorded):  # by the pieces before the update, which has a collector of its own
@@ -41,7 +42,8 @@ def train(run: Run, reporter: Reporter) -> None:
             with clock.phase("eval"):
                 run.metrics |= evaluate(run.policy, run.task, run.settings)
         reporter.step(run, batch, clock)
-        if due(run.step, run.settings.checkpoint.every, run.settings.steps) or reporter.stopping:
+        stopping = run.workers.any(reporter.stopping)
+        if due(run.step, run.settings.checkpoint.every, run.settings.steps) or stopping:
             reporter.checkpoint(run)
 
 
@@ -51,6 +53,8 @@ def begin(run: Run, reporter: Reporter) -> None:
     run.metrics = {}
     with clock.phase("warm_start"):
         run.metrics |= warm_start(run, reporter.note)
+        for parameter in run.policy.trainable_parameters():
+            parameter.data.copy_(run.workers.first(parameter.data))
     run.started = True
     if run.needs_reference():
         run.reference()
@@ -69,7 +73,7 @@ def credit(run: Run, batch: Rollouts, step: int, clock: Clock) -> Rollouts:
     """One baseline, then the modifiers in order: each reads columns and returns the new advantages."""
     batch = provide(run, batch, "credit", step, clock)
     for piece in (run.recipe.single["credit.baseline"], *run.recipe.chain["credit.modifiers"]):
-        batch = batch.with_columns(advantages=piece(run.table(batch, step), step))
+        batch = batch.with_columns(advantages=run.workers.first(piece(run.table(batch, step), step)))
     if wanted(run.recipe, "history"):
         run.history.remember(batch)
     return batch
@@ -80,7 +84,7 @@ def select(run: Run, batch: Rollouts, step: int, clock: Clock) -> Rollouts:
     """Gradient weights: one everywhere, then what each selection piece makes of them."""
     batch = provide(run, batch, "selection.weights", step, clock)
     for piece in run.recipe.chain["selection.weights"]:
-        batch = batch.with_columns(weights=piece(run.table(batch, step), step))
+        batch = batch.with_columns(weights=run.workers.first(piece(run.table(batch, step), step)))
     return batch if "weights" in batch else batch.with_columns(weights=run.table(batch, step)["weights"])
 
 

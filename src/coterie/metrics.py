@@ -72,6 +72,19 @@ def record_range(name: str, value: Tensor, mask: Tensor) -> None:
         collector.peak(f"{name}_max", float(value[mask].max()))
 
 
+def merge(collector: Collector) -> None:
+    """Add what one collector gathered to the one that is active."""
+    active = _active.get()
+    if active is not None:
+        for name, total in collector.total.items():
+            active.total[name] = active.total.get(name, 0.0) + total
+            active.count[name] = active.count.get(name, 0.0) + collector.count[name]
+        for name, value in collector.peaks.items():
+            active.peak(name, value)
+        for name, value in collector.lows.items():
+            active.low(name, value)
+
+
 @contextmanager
 def collect(into: Collector, mask: Tensor | None = None) -> Iterator[Collector]:
     """Gather what pieces record; `mask` [B,T] bool is the loss mask their values are averaged over."""

@@ -143,6 +143,11 @@ class Rollouts:
         media = {n: m[index] for n, m in self.media.items()}
         return replace(self, columns=picked, texts=texts, media=media, episodes=episodes)
 
+    def to(self, device: torch.device) -> Rollouts:
+        """The same table on a device."""
+        columns = {name: _map(value, lambda t: t.to(device)) for name, value in self.columns.items()}
+        return replace(self, columns=columns, media={name: m.to(device) for name, m in self.media.items()})
+
     def sampled(self) -> Rollouts:
         """The rows that the policy sampled: without reference answers that stand beside them."""
         return self.rows(~self["anchor"]) if "anchor" in self else self

@@ -43,6 +43,7 @@ from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sections import Settings
 from coterie.streams import stream
 from coterie.tasks.base import Task
+from coterie.workers import Alone
 
 _PROMPTS_KEPT = 2**14
 Spec = TypeVar("Spec", bound=SourceSpec)
@@ -81,6 +82,8 @@ class Run:
     """What `drift` is measured on; empty where no piece reads it."""
     recorded: Recorded | None = None
     """What is learned from, where nothing is rolled out."""
+    workers: Alone = field(default_factory=Alone)
+    """The processes that train together; one, unless `coterie.scale` says otherwise."""
     _reference: Reference | None = None
     _start: Reference | None = None
     _teacher: Teacher | None = None

@@ -163,6 +163,21 @@ class Log(Section):
     writers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
 
 
+class Scale(Section):
+    engine: Literal["torchrun"] | None = Field(
+        None, description="torchrun trains on several processes (torch.distributed); default: one process"
+    )
+    train_workers: PositiveInt = Field(
+        1, description="processes that train together, each on its share of the prompts; under torchrun its own number"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scale:
+        if self.train_workers > 1 and self.engine is None:
+            raise ValueError("scale.train_workers needs an engine: scale.engine=torchrun")
+        return self
+
+
 class Settings(Section):
     """Everything of a run that is not a piece."""
 
@@ -183,6 +198,7 @@ class Settings(Section):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     log: Log = Field(default_factory=Log)
+    scale: Scale = Field(default_factory=Scale)
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -23,6 +23,7 @@ from coterie.run import Run, optimizer_at
 from coterie.schedules import Schedule
 from coterie.streams import stream
 from coterie.wiring import argument, wanted
+from coterie.workers import gather_metrics
 
 _OWN_LOGP = ("logp_old", "logp_train")
 """Columns that are the policy's log-prob at a moment before the update."""
@@ -52,7 +53,7 @@ def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
                 if norm is not None:
                     norms.append(norm)
                 run.first_update = run.first_update and not bool(alive.any())
-    run.metrics |= collector.means()
+    run.metrics |= gather_metrics(run.workers, collector).means()
     if norms:
         run.metrics["grad/norm"] = sum(norms) / len(norms)
     if losses:
@@ -78,7 +79,7 @@ def _evaluate(
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
     total = 0.0 if shown is None else imitate(run, share, shown, step, collector, gradient)
     with torch.set_grad_enabled(gradient):
-        for rows in microbatches(part, budget, run.whole_groups, shared):
+        for rows in _own_microbatches(run, part, budget, run.whole_groups, shared):
             micro = part.rows(rows)
             loss = _loss(run, micro, coefficients[rows][:, : micro["mask"].shape[1]], step, collector)
             if check:
@@ -86,7 +87,9 @@ def _evaluate(
             if gradient:
                 loss.backward()
             total += float(loss.detach())
-    return total
+    if gradient:
+        run.workers.sum_gradients(run.policy.trainable_parameters())
+    return float(run.workers.sum(torch.tensor(total, dtype=torch.float64)))
 
 
 def _epochs(run: Run, rollouts: Rollouts) -> Iterator[Rollouts]:
@@ -165,6 +168,14 @@ def _minibatches(run: Run, rollouts: Rollouts, step: int, epoch: int) -> Iterato
         members = torch.isin(rollouts["groups"], torch.as_tensor(chunk, device=rollouts["groups"].device))
         if bool(members.any()):
             yield rollouts.rows(members)
+
+
+def _own_microbatches(run: Run, rollouts: Rollouts, *how: Any) -> list[Tensor]:
+    """Row indices of the parts that this worker runs through the model."""
+    if run.workers.size == 1:
+        return microbatches(rollouts, *how)
+    mine = run.workers.rows(rollouts)
+    return [mine[rows] for rows in microbatches(rollouts.rows(mine), *how)] if len(mine) else []
 
 
 def microbatches(
@@ -399,9 +410,9 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
 def _with_reference_means(run: Run, rollouts: Rollouts) -> Rollouts:
     """The rollouts with the reference's mean of every decision beside their states."""
     means = torch.zeros_like(rollouts.media["states"][:, 1:])
-    for rows in microbatches(rollouts, run.settings.update.tokens_per_microbatch):
+    for rows in _own_microbatches(run, rollouts, run.settings.update.tokens_per_microbatch):
         means[rows] = run.reference().means(rollouts.rows(rows))
-    return replace(rollouts, media={**rollouts.media, "mean_ref": means})
+    return replace(rollouts, media={**rollouts.media, "mean_ref": run.workers.sum(means)})
 
 
 def score_live(
@@ -416,7 +427,7 @@ def score_live(
     out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
     own = {"logp" if c in _OWN_LOGP else c for c in columns - {"logp_ref", "logp_teacher"} - (BEFORE - {"logp_train"})}
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
-    for rows in microbatches(rollouts.rows(alive), budget, bool(own & GROUPWISE), shared):
+    for rows in _own_microbatches(run, rollouts.rows(alive), budget, bool(own & GROUPWISE), shared):
         micro = rollouts.rows(alive[rows])
         found = run.policy.score(micro, own) if own else {}
         found = found | ((reference or run.reference()).score(micro) if "logp_ref" in columns else {})
@@ -432,4 +443,4 @@ def score_live(
         for name in columns:
             value = found["logp" if name in _OWN_LOGP else name]
             out[name][alive[rows], : value.shape[1]] = value
-    return out
+    return {name: run.workers.sum(value) for name, value in sorted(out.items())}  # 0 but for one worker

@@ -41,13 +41,10 @@ SPECIAL: dict[str, Any] = {
     "logp_min_p": lambda rng, t: np.where(rng.random(t["mask"].shape) < 0.2, -np.inf, 0.9 * t["logp_old"]),
     "logp_tempered": lambda rng, t: t["logp_old"] + 0.2 * rng.standard_normal(t["mask"].shape),
     "logp_train": lambda rng, t: t["logp_old"] + 0.3 * np.sin(9 * t["logp_old"]),  # draws nothing of its own
-<<<<<<< HEAD
     "logp_teacher": _logp,
-=======
     "hidden_square": lambda rng, t: 3 + 2 * np.sin(7 * t["logp_old"]),
     "score_square": lambda rng, t: 1.3 * (1 - np.exp(t["logp_old"])) ** 2,
     "score_variance": lambda rng, t: 0.4 * (1 - np.exp(t["logp_old"])) ** 2,
->>>>>>> leftovers
     "logp": lambda rng, t: t["logp_old"] + 0.35 * rng.standard_normal(t["mask"].shape),
     "spread": lambda rng, t: rng.exponential(1.0, t["mask"].shape),
     "entropy": lambda rng, t: rng.exponential(1.0, t["mask"].shape),

@@ -90,7 +90,8 @@ def _recipe(
 def _ended(result: Any, as_json: bool) -> None:
     from coterie.cli.output import print_result
 
-    print_result(result, as_json)
+    if result.leads:
+        print_result(result, as_json)
     if result.interrupted:
         raise typer.Exit(130)
 
@@ -123,15 +124,16 @@ def resume(
     """Go on from the last checkpoint of a run, exactly as if it had not stopped."""
     from coterie.api import resume as go_on
 
-    steps = None
+    changed: dict[str, int] = {}
     for argument in arguments or []:
         key, _, value = argument.partition("=")
-        if key != "steps" or not value.isdigit():
+        if key not in ("steps", "scale.train_workers") or not value.isdigit():
             raise RecipeError(
-                f"cannot change '{argument}' of a run that has begun", hint="only steps=N; or start a new run"
+                f"cannot change '{argument}' of a run that has begun",
+                hint="only steps=N and scale.train_workers=W; or start a new run",
             )
-        steps = int(value)
-    _ended(go_on(run, quiet=quiet or as_json, steps=steps), as_json)
+        changed["workers" if key.startswith("scale") else key] = int(value)
+    _ended(go_on(run, quiet=quiet or as_json, **changed), as_json)
 
 
 @app.command()

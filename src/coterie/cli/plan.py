@@ -78,7 +78,9 @@ def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
     """Numbers that follow from the recipe, so that nothing about sizes has to be guessed."""
     s = recipe.settings
     rows = s.draw.prompts * s.rollout.group_size
-    return {
+    workers, share = s.scale.train_workers, -(-s.draw.prompts // s.scale.train_workers)
+    each = {"workers": workers, "most prompts a worker": share, "most rollouts a worker": share * s.rollout.group_size}
+    return (each if workers > 1 else {}) | {
         "prompts an update": s.draw.prompts,
         "rollouts a prompt": s.rollout.group_size,
         "rollouts an update": rows,

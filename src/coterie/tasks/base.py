@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.environments.base import World
-from coterie.environments.scripted import played
+from coterie.environments.scripted import Script, played
 from coterie.errors import RecipeError
 from coterie.rewards.functions import WeightedReward
 from coterie.tasks.split import Row
@@ -52,7 +52,7 @@ class Task:
     """Where samples are arrays that a policy denoises: then completions are arrays, and a prompt is a class."""
     world: World | None = None
     """Where rollouts are episodes of many turns: then `verify` is not asked, the episode knows."""
-    script: Callable[[Row, Sequence[Any]], str] | None = None
+    script: Script | None = None
     """In a world: the next action of a player who succeeds, given the observations so far. Like `reference`, it serves
     warm starts and `validate`."""
     notes: list[str] = field(default_factory=list)

@@ -1,0 +1,104 @@
+"""Several processes that train one policy: the same loop in each, its costly work split (see `coterie.workers`).
+
+The loop knows nothing of this. A run is started by `team`, which is one process unless the recipe or torchrun says
+otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coterie.errors import RecipeError
+from coterie.workers import Alone
+
+if TYPE_CHECKING:
+    from coterie.recipe import Recipe
+    from coterie.run import Run
+
+
+@contextmanager
+def team(recipe: Recipe) -> Iterator[Alone]:
+    """The workers of a run, this process one of them: those that torchrun started, or `scale.train_workers` started
+    here. When it ends, so do they.
+    """
+    under_torchrun = int(os.environ.get("WORLD_SIZE", "1"))
+    size = max(under_torchrun, recipe.settings.scale.train_workers)
+    if size == 1:
+        yield Alone()
+        return
+    if under_torchrun > 1 and recipe.settings.scale.train_workers not in (1, under_torchrun):
+        raise RecipeError(
+            f"scale.train_workers is {recipe.settings.scale.train_workers}, and torchrun started {under_torchrun}",
+            hint="leave scale.train_workers out: under torchrun it is as many as were started",
+        )
+    strategy = recipe.single["rollout.strategy"]
+    if strategy.instance is not None:
+        raise RecipeError(
+            f"rollout.strategy={strategy.name} remembers earlier rollouts, and several workers would each remember "
+            "their own",
+            hint="scale.train_workers=1, or rollout.strategy=plain",
+        )
+    if "objective.imitation" in recipe.single:
+        raise RecipeError(
+            "objective.imitation learns from demonstrations that are not shared out among several workers",
+            hint="scale.train_workers=1, or leave objective.imitation out",
+        )
+    from coterie.scale.processes import Crew, Processes
+
+    crew = None if under_torchrun > 1 else Crew(recipe, size)
+    try:
+        workers = Processes(crew)
+        try:
+            yield workers
+        finally:
+            workers.close()
+    finally:
+        if crew is not None:
+            crew.end()
+
+
+def join(run: Run, workers: Alone, checkpoint: Path | None = None) -> Run:
+    """Make a run one of a team: everyone begins from the first one's checkpoint and weights."""
+    run.workers = workers
+    if workers.size > 1:
+        if workers.rank == 0:
+            workers.together(checkpoint)
+        for parameter in run.policy.trainable_parameters():
+            parameter.data.copy_(workers.first(parameter.data))
+    return run
+
+
+def follow(recipe: Recipe, workers: Alone) -> Run:
+    """Take part in the run that rank 0 leads: nothing is shown, nothing written."""
+    from coterie.loop import train
+    from coterie.run import build
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first one decides when all stop
+        signal.signal(number, signal.SIG_IGN)
+    checkpoint = workers.together(None)[0]
+    run = join(build(recipe, checkpoint), workers)
+    try:
+        train(run, Silent())  # type: ignore[arg-type]
+    finally:
+        run.rewards.close()
+    return run
+
+
+class Silent:
+    """The reporter of a process that only takes part."""
+
+    stopping = False
+
+    def note(self, text: str) -> None:
+        pass
+
+    def step(self, run: Run, batch: Any, clock: Any) -> None:
+        run.notes.clear()
+
+    def checkpoint(self, run: Run) -> None:
+        pass

@@ -1,0 +1,212 @@
+"""Workers on torch.distributed: gloo between CPUs, nccl between GPUs; and the processes that one of them starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from coterie.errors import RecipeError, RunError
+from coterie.rollouts import Rollouts
+from coterie.workers import Alone
+
+if TYPE_CHECKING:
+    from coterie.recipe import Recipe
+
+T = TypeVar("T")
+BUCKET = 2**24
+"""Numbers of gradient that travel at once."""
+GRACE = 5.0
+"""Seconds in which a worker that is ending may say why."""
+LOST = 75
+"""Exit code of a process that ended because another did."""
+
+
+class Lost(RunError):
+    """Another process of the team has ended."""
+
+    exit_code = LOST
+
+
+class Crew:
+    """The other processes of a team on this machine, started by rank 0 and ended with it."""
+
+    def __init__(self, recipe: Recipe, size: int) -> None:
+        for function in recipe.functions:
+            if callable(function["fn"] if isinstance(function, Mapping) else function):
+                raise RecipeError(
+                    "a reward function only exists in this process, and several workers are to call it",
+                    hint="name it by its file, file.py:name; or start your script with torchrun",
+                )
+        self.folder = tempfile.TemporaryDirectory(prefix="coterie-workers-")
+        written = Path(self.folder.name, "recipe.yaml")
+        written.write_text(recipe.to_yaml(), encoding="utf-8")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+        self.processes: list[subprocess.Popen[bytes]] = []
+        for rank in range(1, size):
+            mine = {**os.environ, **self.environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with self._said(rank).open("wb") as said:
+                command = [sys.executable, "-m", "coterie.scale", str(written)]
+                self.processes.append(
+                    subprocess.Popen(command, env=mine, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                                     start_new_session=True)
+                )  # fmt: skip
+
+        self.ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """End this process, if need be, when a worker has failed: one that waits for it may wait for long."""
+        while not self.ended.wait(1.0):
+            if any(process.poll() not in (None, 0) for process in self.processes):
+                if not self.ended.wait(3 * GRACE):
+                    print(f"error: {self.why() or 'a worker ended'}; the last checkpoint is intact", file=sys.stderr)
+                    os._exit(RunError.exit_code)
+                return
+
+    def _said(self, rank: int) -> Path:
+        return Path(self.folder.name, f"worker-{rank}.log")
+
+    def why(self) -> str | None:
+        """What became of the first worker that failed by itself, None if none did within the time of grace."""
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            for rank, process in enumerate(self.processes, 1):
+                code = process.poll()
+                if code is not None and code not in (0, LOST):
+                    return self._describe(rank, code)
+            time.sleep(0.05)
+        return None
+
+    def _describe(self, rank: int, code: int) -> str:
+        who = f"worker {rank} of {len(self.processes) + 1}"
+        if code < 0:
+            return f"{who} was killed ({signal.Signals(-code).name})"
+        lines = [line for line in self._said(rank).read_text(errors="replace").splitlines() if line.strip()]
+        said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+        return f"{who} failed: {said.removeprefix('error: ') or f'exit code {code}'}"
+
+    def end(self) -> None:
+        """Let those that are done go, and stop the others."""
+        until = time.monotonic() + GRACE if sys.exc_info()[0] is None else 0.0
+        for process in self.processes:
+            try:
+                process.wait(max(until - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.ended.set()
+        self.folder.cleanup()
+
+
+class Processes(Alone):
+    """The workers of a process group that this makes, from the variables torchrun sets or those of a crew."""
+
+    def __init__(self, crew: Crew | None = None) -> None:
+        self.crew = crew
+        here = int(os.environ.get("LOCAL_RANK", "0"))
+        gpus = torch.cuda.device_count()
+        if gpus:
+            torch.cuda.set_device(here % gpus)
+        size = int(crew.environment["WORLD_SIZE"]) if crew is not None else int(os.environ["WORLD_SIZE"])
+        each_its_own = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", size))  # nccl refuses two on one GPU
+        backend = "cpu:gloo,cuda:nccl" if gpus and each_its_own else "gloo"
+        if crew is not None:
+            address = f"tcp://127.0.0.1:{crew.environment['MASTER_PORT']}"
+            self._do(lambda: dist.init_process_group(backend, init_method=address, rank=0, world_size=size))
+        else:
+            self._do(lambda: dist.init_process_group(backend))
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def close(self) -> None:
+        """Leave the group."""
+        dist.destroy_process_group()
+
+    def share(self, count: int) -> slice:
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def rows(self, rollouts: Rollouts) -> Tensor:
+        groups = rollouts["groups"].tolist()
+        tokens: dict[int, int] = {}
+        for group, length in zip(groups, rollouts["lengths"].tolist(), strict=True):
+            tokens[group] = tokens.get(group, 0) + length + len(rollouts.prompts[group].tokens)
+        load, owner = [0] * self.size, {}
+        for group in sorted(tokens, key=lambda g: (-tokens[g], g)):  # the largest first, to whom has least
+            owner[group] = load.index(min(load))
+            load[owner[group]] += tokens[group]
+        mine = [row for row, group in enumerate(groups) if owner[group] == self.rank]
+        return torch.tensor(mine, dtype=torch.long, device=rollouts["groups"].device)
+
+    def together(self, part: T) -> list[T]:
+        parts: list[Any] = [None] * self.size
+        self._do(lambda: dist.all_gather_object(parts, part))
+        return parts
+
+    def sum(self, value: Tensor) -> Tensor:
+        total = value.detach().clone(memory_format=torch.contiguous_format)
+        self._do(lambda: dist.all_reduce(total))
+        return total
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        listed = list(parameters)
+        if not listed:
+            return
+        has = self.sum(torch.tensor([p.grad is not None for p in listed], dtype=torch.float32))
+        for bucket in _buckets([p for p, n in zip(listed, has.tolist(), strict=True) if n]):
+            precise = torch.promote_types(bucket[0].dtype, torch.float32)  # half precision is summed in float32
+            flat = torch.cat([_gradient(p).flatten().to(precise) for p in bucket])
+            total = self.sum(flat).split([p.numel() for p in bucket])
+            for parameter, gradient in zip(bucket, total, strict=True):
+                parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+
+    def first(self, value: Tensor) -> Tensor:
+        out = value.detach().clone(memory_format=torch.contiguous_format)
+        sent = out.view(torch.uint8) if out.dtype == torch.bool else out
+        self._do(lambda: dist.broadcast(sent, 0))
+        return out
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.sum(torch.tensor(float(flag))))
+
+    def _do(self, talk: Callable[[], Any]) -> None:
+        """Talk to the others. Raises Lost when one is not there any more."""
+        try:
+            talk()
+        except RuntimeError as error:  # of torch.distributed, which has no narrower class for a closed connection
+            why = self.crew.why() if self.crew is not None else None
+            raise Lost(
+                why or f"another worker is not there any more: {str(error).splitlines()[0]}",
+                hint="the last checkpoint is intact: `coterie resume RUN`, with as many workers as you like",
+            ) from error
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Parameters of one type and device, in order, about BUCKET numbers at once."""
+    bucket: list[torch.nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(p.numel() for p in bucket) + parameter.numel() > BUCKET
+        if bucket and (full or (parameter.dtype, parameter.device) != (bucket[0].dtype, bucket[0].device)):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket

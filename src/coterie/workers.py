@@ -1,0 +1,76 @@
+"""The processes that train one policy together, as the loop sees them. Here: one alone, with nothing to share.
+
+Every process runs the same loop on the same table. What costs time is split: each rolls out and grades its share of the
+prompts, and runs its share of the groups through the model. What looks at the whole batch sees the whole batch.
+`coterie.scale` has the workers that are really several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from coterie.metrics import Collector
+from coterie.rollouts import Rollouts
+
+T = TypeVar("T")
+
+
+class Alone:
+    """One process: all work is its own."""
+
+    rank = 0
+    size = 1
+
+    def share(self, count: int) -> slice:
+        """Which of `count` prompts are this process's to roll out and grade."""
+        return slice(0, count)
+
+    def rows(self, rollouts: Rollouts) -> Tensor:
+        """The rows this process runs through the model: whole groups, about as many tokens as the others. [n] int"""
+        return torch.arange(len(rollouts), device=rollouts["groups"].device)
+
+    def together(self, part: T) -> list[T]:
+        """The parts of all processes in the order of their ranks."""
+        return [part]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over processes of a tensor that all have in the same shape."""
+        return value
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Put the sum over processes in the place of each parameter's gradient."""
+
+    def first(self, value: Tensor) -> Tensor:
+        """The value of rank 0, so that a decision that rests on it is everywhere the same."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in some process."""
+        return flag
+
+
+def gather_rollouts(workers: Alone, part: Rollouts | None, device: torch.device) -> Rollouts:
+    """The table of all processes' rollouts, groups in the order in which their prompts were shared out."""
+    if workers.size == 1:
+        assert part is not None
+        return part
+    moved = None if part is None else part.to(torch.device("cpu"))
+    return Rollouts.concat([p for p in workers.together(moved) if p is not None]).to(device)
+
+
+def gather_metrics(workers: Alone, collector: Collector) -> Collector:
+    """What the pieces of all processes recorded, in place."""
+    if workers.size > 1:
+        plain = (collector.total, collector.count, collector.peaks, collector.lows)
+        merge: list[Callable[[Any, Any], Any]] = [lambda a, b: a + b, lambda a, b: a + b, max, min]
+        everyone = workers.together(plain)
+        for mine, others, join in zip(plain, zip(*everyone, strict=True), merge, strict=True):
+            mine.clear()
+            for other in others:
+                for name, value in other.items():
+                    mine[name] = join(mine[name], value) if name in mine else value
+    return collector
