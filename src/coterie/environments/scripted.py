@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from coterie.environments.base import Episode, World
@@ -12,11 +12,11 @@ from coterie.errors import RunError
 if TYPE_CHECKING:
     from coterie.policies.causal_lm import CausalLM
 
-Script = Callable[[Mapping[str, Any], Sequence[Any]], str]
+Script = Callable[[dict[str, Any], Sequence[Any]], str]
 """The next action, given the row and the observations so far."""
 
 
-def played(world: World, row: Mapping[str, Any], script: Script) -> Episode:
+def played(world: World, row: dict[str, Any], script: Script) -> Episode:
     """One episode. Raises RunError where the environment breaks down: with a script it must not."""
     hosts = Hosts(world, 1)
     try:
@@ -36,7 +36,7 @@ def played(world: World, row: Mapping[str, Any], script: Script) -> Episode:
         hosts.close()
 
 
-def line_of(policy: CausalLM, world: World, row: Mapping[str, Any], script: Script) -> tuple[list[int], list[bool]]:
+def line_of(policy: CausalLM, world: World, row: dict[str, Any], script: Script) -> tuple[list[int], list[bool]]:
     """The tokens of a scripted episode after its prompt, and which of them are actions.
 
     An action ends with EOS where it has fewer tokens than World.turn_tokens, as a sampled one would.
