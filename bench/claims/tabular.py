@@ -111,6 +111,7 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
     from coterie.run import Run, optimizer_at
     from coterie.streams import stream
     from coterie.update import update
+    from coterie.workers import Alone
 
     policy, reference, settings = Tabular(world), Tabular(world), recipe.settings
     reference.weights = (world.weights if world.reference is None else world.reference).clone()
@@ -120,7 +121,7 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
         score_columns={"logp", "entropy"}, history=History(), curriculum=recipe.single["draw.curriculum"],
         optimizer=optimizer_at(recipe, policy.trainable_parameters(), 0), reference=lambda: old,
         whole_groups=any(b.piece.whole_groups for _, b in recipe.all_bound()), needs_reference=lambda: True,
-        budget=settings.rollout.max_tokens, recorded=None,
+        budget=settings.rollout.max_tokens, recorded=None, workers=Alone(),
     )  # fmt: skip
     run.table = lambda rollouts, step: Run.table(run, rollouts, step)
     serial = recipe.single["rollout.strategy"].piece.slug == "serial_exit"
