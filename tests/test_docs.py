@@ -76,7 +76,9 @@ def page(
     pieces.all_pieces()  # complete before it is copied
     monkeypatch.setattr(pieces, "_registry", dict(pieces._registry))
     monkeypatch.chdir(tmp_path)
-    result = SimpleNamespace(path=tmp_path, metrics=[{"step": 0}], last={"reward/mean": 0.0}, interrupted=False)
+    result = SimpleNamespace(
+        path=tmp_path, metrics=[{"step": 0}], last={"reward/mean": 0.0}, interrupted=False, leads=True
+    )
 
     def start(recipe: Recipe, *args: Any, **kwargs: Any) -> Any:
         check(recipe)
