@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "shaping/trigger_penalty": {"used": "exact", "needed": "format"},
     "shaping/group_contrast": {"habit": "format"},
     "shaping/staged": {"stage": "format"},
+    "shaping/entity_match": {"found": "format"},
     "shaping/tool_efficiency": {"calls": "format"},
     "shaping/gate": {"gated": ["format"], "by": "exact", "at": 0.0},
 }

@@ -53,6 +53,7 @@ NEEDS: dict[str, list[str]] = {
     "gcpo": [functions("positions", "auxiliary=0")],
     "stratified": [functions("positions", "tool_calls=0")],
     "otc": [functions("positions", "tool_calls=0"), *EASY],
+    "e-grpo": [functions("positions", "tool_calls=0"), "rewards.shaping.entity_match.found=tool_calls"],
     "prs": [functions("positions", "stage=0")],
     "gtpo": ["credit.modifiers.conflict_tokens.max_entropy=9"],
     "thr": EASY,
