@@ -40,7 +40,7 @@ def run(options: Any) -> Findings:
     torch.set_num_threads(options.threads)
     found, seeds = Findings(), options.runs_or(5, 2)
     curves: dict[str, list[list[tuple[float, float]]]] = {slug: [] for slug in METHODS}
-    rows: dict[str, list[dict[str, float | None]]] = {slug: [] for slug in METHODS}
+    rows: dict[str, list[dict[str, Any]]] = {slug: [] for slug in METHODS}
     for seed in range(seeds):
         for slug in METHODS:
             row, curve = _train(slug, seed)

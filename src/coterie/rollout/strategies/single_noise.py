@@ -42,12 +42,9 @@ def single_noise(
             where="rollout.strategy=single_noise",
             hint="leave rollout.strategy.steps out for all but the last",
         )
-    if not strides or min(strides) < 1:
-        raise RecipeError(
-            f"strides are 1 or more, got {list(strides)}",
-            where="rollout.strategy=single_noise",
-            hint="rollout.strategy.strides=[1,2]",
-        )
+    if min(strides, default=0) < 1:
+        told, mend = f"strides are 1 or more, got {list(strides)}", "rollout.strategy.strides=[1,2]"
+        raise RecipeError(told, where="rollout.strategy=single_noise", hint=mend)
     unit = anchors * len(forks_at) * len(strides)
     forks = size // unit
     if forks < 1 or forks * unit != size:
