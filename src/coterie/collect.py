@@ -153,7 +153,8 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
         return run.strategy(
             {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
              "entropy": entropy, "count": count, "prompt_at": run.prompt, "step": step,
-             "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task)},
+             "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task),
+             "verify": run.task.verify},
             step,
         )  # fmt: skip
 

@@ -78,6 +78,11 @@ def check(
     _check_providers(recipe, has_verifier, provides | made | (PROCESS if scored else frozenset()))
     _check_steps(recipe)
     _check_arguments(recipe)
+    if "verify" in strategy.required and has_verifier is False:
+        raise RecipeError(
+            f"rollout.strategy={strategy.slug} asks the task's verifier, and the task has none",
+            hint="give the task a verifier, or rollout.strategy=plain",
+        )
     if recipe.settings.rollout.group_size < strategy.min_group:
         raise RecipeError(
             f"rollout.strategy={strategy.slug} makes groups of at least {strategy.min_group} rollouts, and "

@@ -43,6 +43,7 @@ NEEDS: dict[str, list[str]] = {
     "dapo": ["selection.filters.dynamic_sampling.metric=rewards"],
     "prof": [*EASY, "selection.filters.process_consistency.drop=2"],
     "s-grpo": ["rollout.strategy.cue='>'", "rewards.shaping.serial_decay.metric=rewards"],
+    "ghpo": ["rollout.strategy.cue='>'"],
     "spo-tree": ["rollout.strategy.branching=[2,2,2]"],
     "gdpo": [functions("positions", "brevity")],
     "pama": [functions("positions", "brevity")],
