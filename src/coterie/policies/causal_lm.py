@@ -201,7 +201,8 @@ class CausalLM(TransformersPolicy):
         """Mean cross-entropy (nats) over completion tokens, EOS appended to each completion: a scalar with gradient.
 
         With `decided`, completions are taken as they are and only the tokens it marks carry loss: actions do, and
-        what a world said does not. Prompts carry no loss. Dropout acts, where the model has any, by `seed` where one is given.
+        what a world said does not. Prompts carry no loss. Dropout acts, where the model has any, by `seed` where one is
+        given.
         """
         if seed is not None:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
