@@ -35,6 +35,7 @@ from coterie.recipe import CHAIN, SINGLE, Recipe, resolve
 from coterie.rollouts import Prompt, Rollouts
 from coterie.run import Run
 from coterie.update import _loss
+from coterie.workers import Alone
 
 PIECES = [p for p in all_pieces() if p.kind in TABLE_KINDS and p.module.startswith("coterie.")]
 SLOT = {kind: slot for slot, kind in {**SINGLE, **CHAIN}.items()}
@@ -146,6 +147,7 @@ def update(choice: Choice, t: dict[str, Any], *, nudge: float = 0.0) -> Outcome 
 
     run = SimpleNamespace(recipe=recipe, settings=recipe.settings, score_columns=set(SCORED))
     run.reward_weights, run.history = t["reward_weights"], History()
+    run.workers, run.recorded = Alone(), None
     run.policy, run.budget = SimpleNamespace(score=score, independent=False), recipe.settings.rollout.max_tokens
     run.table = lambda rollouts, step: Run.table(run, rollouts, step) | {"budget": inputs.BUDGET}  # type: ignore[arg-type]
     batch: Rollouts | None = shape(run, rollouts_of(t), STEP, clock)  # type: ignore[arg-type]
