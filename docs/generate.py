@@ -39,7 +39,8 @@ HEADINGS = ("Usage", "Formula and symbols", "Metrics it logs", "Differences from
 """The same five on every method's page, in this order."""
 COUNTDOWN = "--task countdown model='{init: {layers: 2}}'"
 DIGITS = "--task digits model='{flow: {layers: 3}}'"
-"""What the command of a method's page trains, where decisions are tokens and where they are denoising steps."""
+FROZEN_LAKE = "--task frozen-lake model='{init: {layers: 2}}'"
+"""What the command of a method's page trains, where decisions are tokens, denoising steps, and actions in a world."""
 
 KINDS = {
     "curriculum": "Draw: which prompts come next",
@@ -136,7 +137,7 @@ def method_page(method: Method) -> str:
         escape(method.summary),
         f"## {usage}",
         f"When to use it: {escape(method.when)}" if method.when else "",
-        fence("sh", f"coterie train {DIGITS if denoises(method) else COUNTDOWN} --method {name}{asked(method)}"),
+        fence("sh", f"coterie train {trained(method)} --method {name}{asked(method)}"),
         "What it sets:", table(("setting", "value"), composition),
         "As it is written, in a recipe of your own:", fence("yaml", to_yaml(method.layer.tree)),
         f"## {formula}", fence("text", method.formula), symbols,
@@ -144,6 +145,15 @@ def method_page(method: Method) -> str:
         f"## {differences}", sentence(escape(method.differences or "none known.")),
         f"## {results}", results_of(method.slug, name),
     ])  # fmt: skip
+
+
+def trained(method: Method) -> str:
+    """The task and model of a command with the method."""
+    if denoises(method):
+        return DIGITS
+    read = {column for _, bound in pieces_of(method.layer) for column in bound.piece.required}
+    acts = "state_key" in read and "strategy" not in method.layer.tree.get("rollout", {})
+    return FROZEN_LAKE if acts else COUNTDOWN
 
 
 def denoises(method: Method) -> bool:
