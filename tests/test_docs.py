@@ -144,7 +144,9 @@ def test_commands_and_recipes_of_a_page_work(page: list[Block]) -> None:
             assert methods.load(str(path)).title
         else:
             recipe = resolve(file=path, values={} if "task" in tree else {"task": "sort"})
-            world = frozenset({"turn", "step_rewards", "state_key"})  # a task that the recipe does not name may have one
+            world = frozenset(
+                {"turn", "step_rewards", "state_key"}
+            )  # a task that the recipe does not name may have one
             wiring.check(recipe, provides=frozenset() if "task" in tree else world)
     for line in commands(page):
         result = CliRunner().invoke(app, shlex.split(line)[1:])
