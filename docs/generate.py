@@ -172,8 +172,9 @@ def results_of(slug: str, name: str) -> str:
     file = RESULTS / f"{slug}.json"
     if not file.is_file():
         method = methods.load(slug)
-        recipe = "flow" if denoises(method) else "demo"
-        command = fence("sh", f"coterie train src/coterie/recipes/{recipe}.yaml --method {name}{asked(method)}")
+        recipe = f"src/coterie/recipes/{'flow' if denoises(method) else 'demo'}.yaml"
+        what = FROZEN_LAKE if trained(method) == FROZEN_LAKE else recipe
+        command = fence("sh", f"coterie train {what} --method {name}{asked(method)}")
         return (
             f"There are no recorded results yet. From a clone, this trains the method on the demo's task:\n\n{command}"
         )
