@@ -18,6 +18,22 @@ SORT = [
 THINKING = [*GROUPS, "optimizer={sgd: {lr: 8.0}}"]
 GRPO = Side("GRPO", "grpo")
 
+
+def _shortens(slug: str, claim: str, how: str, ours: Side) -> Experiment:
+    """Shorter thoughts at equal accuracy, against GRPO."""
+    return Experiment(
+        slug=slug,
+        claim=claim,
+        how=how,
+        ours=ours,
+        baseline=GRPO,
+        setting=bandit(w.thinking(), 200, THINKING),
+        figure="length",
+        higher=False,
+        keeps=("accuracy", 0.02),
+    )
+
+
 EXPERIMENTS = [
     Experiment(
         slug="mc-grpo",
@@ -196,50 +212,30 @@ EXPERIMENTS = [
         higher=False,
         also=["accuracy", "pass@8", "entropy"],
     ),
-    Experiment(
+    _shortens(
         slug="l-grpo",
         claim="Rewarding brevity only where a whole group is right shortens answers at equal accuracy.",
         how="Table of softmaxes: think on or stop, up to 24 times; the answer is right with probability 0.95 once the "
         "rollout thought as long as its prompt needs (3 to 10), else 0.05. The same learning rate on both sides.",
         ours=Side("L-GRPO", "l-grpo", [NO_FILTER]),
-        baseline=GRPO,
-        setting=bandit(w.thinking(), 200, THINKING),
-        figure="length",
-        higher=False,
-        keeps=("accuracy", 0.02),
     ),
-    Experiment(
+    _shortens(
         slug="grpo-lambda",
         claim="Penalising length only in the groups that are solved best shortens answers at equal accuracy.",
         how="As l-grpo.",
         ours=Side("GRPO-lambda", "grpo-lambda"),
-        baseline=GRPO,
-        setting=bandit(w.thinking(), 200, THINKING),
-        figure="length",
-        higher=False,
-        keeps=("accuracy", 0.02),
     ),
-    Experiment(
+    _shortens(
         slug="drpo",
         claim="Normalising the length reward over right answers alone shortens them at equal accuracy.",
         how="As l-grpo.",
         ours=Side("DRPO", "drpo"),
-        baseline=GRPO,
-        setting=bandit(w.thinking(), 200, THINKING),
-        figure="length",
-        higher=False,
-        keeps=("accuracy", 0.02),
     ),
-    Experiment(
+    _shortens(
         slug="s-grpo",
         claim="Early exits from one thought, the first right one earning most, shorten answers at equal accuracy.",
         how="As l-grpo. An exit cuts the thought at a random length and answers.",
         ours=Side("S-GRPO", "s-grpo"),
-        baseline=GRPO,
-        setting=bandit(w.thinking(), 200, THINKING),
-        figure="length",
-        higher=False,
-        keeps=("accuracy", 0.02),
     ),
     Experiment(
         slug="dcpo-sas",

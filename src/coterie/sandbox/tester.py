@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import builtins
-import os
-import sys
 from typing import Any, TextIO
 
-import values  # type: ignore[import-not-found]  # stands beside this file in the sandbox
+import lines  # type: ignore[import-not-found]
+import values  # type: ignore[import-not-found]  # both stand beside this file in the sandbox
 
 
 class SolutionError(Exception):
@@ -22,7 +21,7 @@ class Remote:
         self._name, self._source, self._out = name, source, out
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        _say(self._out, "call " + values.dump([self._name, list(args), kwargs]))
+        lines.say(self._out, "call " + values.dump([self._name, list(args), kwargs]))
         line = self._source.readline()
         if not line:
             raise SolutionError("the solution has ended")
@@ -66,11 +65,6 @@ def undefined(code: str) -> list[str]:
     return [name for name in dict.fromkeys(read) if name not in bound]
 
 
-def _say(out: TextIO, text: str) -> None:
-    out.write(text + "\n")
-    out.flush()
-
-
 def run(source: TextIO, out: TextIO, code: str) -> list[Any]:
     """["passed"], or ["failed", exception, text]: which assertion or what else ended the tests."""
     try:
@@ -83,12 +77,6 @@ def run(source: TextIO, out: TextIO, code: str) -> list[Any]:
 
 
 if __name__ == "__main__":
-    with open("tests.py", encoding="utf-8", errors="surrogatepass") as file:
-        text = file.read()
-    channel = os.fdopen(os.dup(1), "w", encoding="ascii")
-    answers = os.fdopen(os.dup(0), encoding="ascii")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
-    sys.setrecursionlimit(5000)
-    _say(channel, "done " + values.dump(run(answers, channel, text)))
+    text = lines.read("tests.py")
+    answers, channel = lines.take_pipes(errors=True)
+    lines.say(channel, "done " + values.dump(run(answers, channel, text)))

@@ -54,7 +54,7 @@ class _Match:
         self.buffers: dict[int, bytearray] = {}
 
     def start(self, script: str, name: str, text: str) -> Program:
-        files = {name: text} | {file: (_HERE / file).read_text() for file in (script, "values.py")}
+        files = {name: text} | {file: (_HERE / file).read_text() for file in (script, "lines.py", "values.py")}
         program = self.sandbox.start(python(script), files=files)
         os.set_blocking(program.stdin.fileno(), False)
         self.programs.append(program)
