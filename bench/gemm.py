@@ -57,6 +57,8 @@ def run(options: Any) -> Findings:
                                "GEMM GFLOP/s": rate / 1e9, "share": share})  # fmt: skip
             found.figures.append(Figure(f"share of the GEMM rate, {name}, {size} 256:64", share, None, runs))
             found.detail[f"{size} {name}"] = spread(seconds)
+    if options.wants("product"):
+        _product(found, options.runs_or(30, 5))
     found.notes.append("decode includes the prefill; float32; prompt 256, 8 rollouts of 64 tokens a prompt")
     return found
 
@@ -72,9 +74,25 @@ def _seconds(call: Callable[[], None], runs: int) -> list[float]:
 
 
 def _rate(width: int, runs: int) -> float:
-    """Operations a second of a product with 4096 rows and the MLP's shape."""
+    """Operations a second of a product with 4096 rows and the MLP's shape, by the faster of torch's libraries."""
     import torch
 
+    from coterie.policies.products import times
+
     x, w = torch.randn(4096, width), torch.randn(4 * width, width)
-    seconds = _seconds(lambda: torch.nn.functional.linear(x, w), max(5, runs))  # type: ignore[arg-type,return-value]
-    return 2 * 4096 * width * 4 * width / statistics.median(seconds)
+    each = [_seconds(lambda f=f: f(x, w), max(5, runs)) for f in (torch.nn.functional.linear, times)]  # type: ignore[misc]
+    return 2 * 4096 * width * 4 * width / min(map(statistics.median, each))
+
+
+def _product(found: Findings, runs: int) -> None:
+    """A linear layer's product in a training forward: as `policies/products` makes it, and as torch does."""
+    import torch
+
+    from coterie.policies.products import times
+
+    x, weight = torch.randn(1024, 256), torch.randn(1024, 256)
+    calls = (lambda: times(x, weight), lambda: x @ weight.T)
+    seconds = [[_seconds(call, 1)[0] for call in calls] for _ in range(runs)]
+    ratio = statistics.median(plain / ours for ours, plain in seconds)
+    found.rows.append({"setting": "product 1024x256x1024", "s": statistics.median(s[0] for s in seconds)})
+    found.figures.append(Figure("a linear layer's product against torch's own", ratio, None, runs))

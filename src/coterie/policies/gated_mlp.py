@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
+from coterie.policies.products import times
+
 
 def rows_at_once(width: int, device: torch.device) -> int:
     """Rows whose wide tensors fit in a CPU's last cache together; all of them on an accelerator."""
@@ -30,8 +32,8 @@ class _GatedMLP(torch.autograd.Function):
         size = rows_at_once(len(gate), x.device)
         out, kept = torch.empty_like(x), []
         for rows, target in zip(x.split(size), out.split(size), strict=True):
-            gates, values = rows @ gate.T, rows @ up.T
-            torch.mm(silu(gates).mul_(values), down.T, out=target)
+            gates, values = times(rows, gate), times(rows, up)
+            target.copy_(times(silu(gates).mul_(values), down))
             kept += [gates, values] if any(ctx.needs_input_grad) else []
         ctx.save_for_backward(x, gate, up, down, *kept)
         return out
@@ -45,12 +47,11 @@ class _GatedMLP(torch.autograd.Function):
         sums = [None if w is None else torch.zeros_like(w, dtype=_wide(w)) for w in weights]
         for number, (rows, slope) in enumerate(zip(x.split(size), grad.split(size), strict=True)):
             gates, values = kept[2 * number : 2 * number + 2]
-            inner, active = slope @ down, silu(gates)
+            inner, active = times(slope, down.T), silu(gates)
             _add(sums[2], slope.T, active * values)
             dvalues = inner * active
             dgates = torch.ops.aten.silu_backward(inner.mul_(values), gates)
-            part = torch.mm(dvalues, up, out=dx[number * size : number * size + len(rows)])
-            part.addmm_(dgates, gate)
+            torch.add(times(dvalues, up.T), times(dgates, gate.T), out=dx[number * size : number * size + len(rows)])
             _add(sums[0], dgates.T, rows)
             _add(sums[1], dvalues.T, rows)
         return dx, *(None if s is None else s.to(x.dtype) for s in sums)

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from coterie.policies.attention import Attention, Rule
 from coterie.policies.gated_mlp import gated_mlp
+from coterie.policies.products import linear
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -131,16 +132,24 @@ def _layer(module: Any, config: Any) -> Layer:
         _norm(mine.k_norm) if normed else None,
         mine.head_dim,
         Rule(mine.scaling, window),
-        lambda x: (mine.q_proj(x), mine.k_proj(x), mine.v_proj(x)),
-        mine.o_proj,
+        lambda x: (_product(mine.q_proj, x), _product(mine.k_proj, x), _product(mine.v_proj, x)),
+        lambda x: _product(mine.o_proj, x),
         lambda x: _mlp(mlp, x),
     )
 
 
+def _plain(module: Any) -> bool:
+    """Whether a module is its weight alone: adapters, biases and hooks of others are left to act."""
+    return type(module) is torch.nn.Linear and module.bias is None and not module._forward_hooks
+
+
+def _product(module: Any, x: Tensor) -> Tensor:
+    return linear(x, module.weight) if _plain(module) else module(x)
+
+
 def _mlp(module: Any, x: Tensor) -> Tensor:
     linears = (module.gate_proj, module.up_proj, module.down_proj)
-    plain = all(type(m) is torch.nn.Linear and m.bias is None and not m._forward_hooks for m in linears)
-    if plain and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
+    if all(map(_plain, linears)) and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
         return gated_mlp(x, *(m.weight for m in linears))
     return module.down_proj(module.act_fn(module.gate_proj(x)) * module.up_proj(x))
 
