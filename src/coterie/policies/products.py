@@ -1,6 +1,7 @@
 """Products of rows with a linear layer's weight.
 
-On a CPU in float32 they go to oneDNN, and not to MKL as torch's own do: MKL is slow on CPUs that are not Intel's (`python -m bench gemm`).
+On a CPU in float32 they go to oneDNN, and not to MKL as torch's own do, which is slower on CPUs that are not Intel's
+(`python -m bench gemm`).
 """
 
 from __future__ import annotations
