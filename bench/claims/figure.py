@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.claims.record import OPPOSITE, PARTLY, SHOWS, UNDECIDED, interval
 from bench.environments import ROOT
+from bench.pictures import save
 
 PATH = ROOT / "docs" / "img" / "claims.png"
 COLOURS = {SHOWS: "#2b8a3e", PARTLY: "#8a6d00", OPPOSITE: "#c92a2a", UNDECIDED: "#6e7781"}
@@ -18,12 +19,11 @@ def draw(results: Sequence[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
     down = -(-len(results) // ACROSS)
-    figure = Figure(figsize=(2.9 * ACROSS, 2.6 * down), layout="constrained")
+    figure = Figure(figsize=(2.9 * ACROSS, 2.6 * down), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for place, result in enumerate(results, start=1):
         _panel(figure.add_subplot(down, ACROSS, place), result)
-    PATH.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PATH, dpi=110, format="png", metadata={"Software": None})
+    save(figure, PATH)
 
 
 def _panel(axes: Any, result: dict[str, Any]) -> None:
