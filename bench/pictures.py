@@ -13,6 +13,7 @@ def save(figure: Any, path: Path) -> None:
     from PIL import Image
 
     figure.canvas.draw()
-    whole = Image.frombuffer("RGBA", figure.canvas.get_width_height(physical=True), figure.canvas.buffer_rgba()).convert("RGB")
+    size, pixels = figure.canvas.get_width_height(physical=True), figure.canvas.buffer_rgba()
+    whole = Image.frombuffer("RGBA", size, pixels).convert("RGB")
     path.parent.mkdir(parents=True, exist_ok=True)
     whole.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
