@@ -64,7 +64,7 @@ def samples_itself(recipe: Recipe) -> bool:
     model = recipe.settings.model
     if not isinstance(model, dict):
         return True
-    return model.get("sample_dtype") in (None, model.get("dtype", "float32"))
+    return model.get("engine") != "vllm" and model.get("sample_dtype") in (None, model.get("dtype", "float32"))
 
 
 def correct(recipe: Recipe, exact: bool) -> str | None:

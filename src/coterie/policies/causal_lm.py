@@ -25,6 +25,7 @@ from coterie.rollout.engines.base import Generation, Progress, Request, Until
 from coterie.rollout.engines.copied import CopiedEngine
 from coterie.rollout.engines.local import LocalEngine, evaluating
 from coterie.rollout.engines.sampling import measure
+from coterie.rollout.engines.vllm import VLLMEngine
 from coterie.rollouts import Prompt, Rollouts, Sampling
 
 
@@ -58,8 +59,10 @@ class CausalLM(TransformersPolicy):
             for layer in self._checkpointed_layers():
                 _disable_own_dropout(layer)
 
-    def _make_engine(self) -> LocalEngine | CopiedEngine:
+    def _make_engine(self) -> LocalEngine | CopiedEngine | VLLMEngine:
         context = _context(self.model, self.spec)
+        if self.spec.engine == "vllm":
+            return VLLMEngine(self.model, self.tokenizer, options=self.spec.vllm, context=context)
 
         def on_copy(twin: Any) -> LocalEngine:
             with evaluating(twin):

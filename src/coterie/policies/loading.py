@@ -79,6 +79,18 @@ class ModelSpec(SourceSpec):
     shared_prefix: bool = True
     """Encode the prompt of a group once when scoring its rollouts: the same values, less work. Models that cannot are
     found out and score row by row."""
+    engine: Literal["local", "vllm"] = "local"
+    """What samples: our own engine, or vLLM, which must be installed."""
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of vllm.LLM, such as gpu_memory_utilization or tensor_parallel_size."""
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> Self:
+        if self.engine == "vllm" and self.sample_dtype is not None:
+            raise ValueError("model.sample_dtype is of the local engine; with vLLM say model.vllm.dtype")
+        if self.engine != "vllm" and self.vllm:
+            raise ValueError("model.vllm needs model.engine=vllm")
+        return self
 
     def build(self) -> tuple[Any, Any]:
         assert self.init is not None

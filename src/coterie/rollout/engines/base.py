@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from coterie.errors import PolicyError
 from coterie.rollouts import Sampling
 
 
@@ -61,3 +62,21 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None
     ) -> Generation: ...
+
+
+def room_for(request: Request, context: int | None) -> int:
+    """How many tokens a request may get: its budget, or what is left of the context."""
+    if not request.prompt:
+        raise PolicyError("an empty prompt cannot be completed", where="the engine", hint="start it with BOS")
+    if request.sampling.max_tokens < 1:
+        raise PolicyError(f"max_tokens must be at least 1, got {request.sampling.max_tokens}", where="sampling")
+    if context is None:
+        return request.sampling.max_tokens
+    left = context - len(request.prompt)
+    if left < 1:
+        raise PolicyError(
+            f"a prompt of {len(request.prompt)} tokens fills the model's context of {context}",
+            where="the engine",
+            hint="shorten or filter prompts, or use a model with a longer context",
+        )
+    return min(request.sampling.max_tokens, left)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coterie.errors import PolicyError
 from coterie.policies.shared_prefix import SharedPrefix
-from coterie.rollout.engines.base import Generation, Progress, Request, Until
+from coterie.rollout.engines.base import Generation, Progress, Request, Until, room_for
 from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
 from coterie.rollout.engines.sampling import draw, uniform, widen
 from coterie.rollout.engines.stops import StopStrings, stop_ids
@@ -124,12 +124,12 @@ class LocalEngine:
         spec: list[int] = []
         limit: list[int] = []
         for request in requests:
-            room = self._room(request)
+            size = room_for(request, self.context)
             first = len(seeds)
             seeds += request.seeds
             drawn_by = replace(request.sampling, max_tokens=0)  # budgets are kept a row, so they make no spec
             spec += [specs.setdefault(drawn_by, len(specs))] * len(request.seeds)
-            limit += [room] * len(request.seeds)
+            limit += [size] * len(request.seeds)
             prompts.setdefault(tuple(request.prompt), []).extend(range(first, len(seeds)))
         if not seeds:
             raise PolicyError("nothing to generate: no request has a seed", where="LocalEngine")
@@ -166,23 +166,6 @@ class LocalEngine:
             None if call.entropy is None else call.entropy[:, :width].clone(),
             None if until is None else call.ended,
         )
-
-    def _room(self, request: Request) -> int:
-        """How many tokens the request may get: its budget, or what is left of the context."""
-        if not request.prompt:
-            raise PolicyError("an empty prompt cannot be completed", where="LocalEngine", hint="start it with BOS")
-        if request.sampling.max_tokens < 1:
-            raise PolicyError(f"max_tokens must be at least 1, got {request.sampling.max_tokens}", where="sampling")
-        if self.context is None:
-            return request.sampling.max_tokens
-        left = self.context - len(request.prompt)
-        if left < 1:
-            raise PolicyError(
-                f"a prompt of {len(request.prompt)} tokens fills the model's context of {self.context}",
-                where="LocalEngine",
-                hint="shorten or filter prompts, or use a model with a longer context",
-            )
-        return min(request.sampling.max_tokens, left)
 
     def _queue(self, prompts: dict[tuple[int, ...], list[int]], limit: list[int]) -> deque[_Waiting]:
         """Prompts with their rows, similar lengths side by side. More rows than the bounds allow at once are cut."""
