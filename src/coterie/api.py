@@ -75,7 +75,7 @@ def start(recipe: Recipe, out: str | Path | None = None, *, quiet: bool = False)
     with team(recipe) as workers:
         if workers.rank:
             return _follow(recipe, workers)
-        run = join(build(recipe), workers)
+        run = join(build(recipe, workers=workers), workers)
         directory = RunDir.create(
             out, task=run.task.name, method=recipe.method, recipe=recipe.to_yaml(), seed=recipe.settings.seed
         )
@@ -114,7 +114,7 @@ def _resume(directory: RunDir, recipe: Recipe, crew: Alone, quiet: bool, rewrite
     store = CheckpointStore(directory.checkpoints, keep=recipe.settings.checkpoint.keep)
     damaged = store.clean()
     latest = store.latest()
-    run = build(recipe, latest)
+    run = build(recipe, latest, workers=crew)
     if run.step >= recipe.settings.steps:
         raise RunError(
             f"nothing to do: all {recipe.settings.steps} steps are done",

@@ -105,6 +105,8 @@ def roll_out_and_score(run: Run, step: int, round_: int, count: int, clock: Cloc
         with clock.phase("gather"):
             scored = _whole(run, scored, outcomes, said)
     assert scored is not None
+    scored = scored.with_columns(ticket=run.drawn + scored["groups"])
+    run.drawn += len(scored.prompts)
     merge(gather_metrics(run.workers, recorded))
     valid = ~scored["rewards"].isnan()
     if not bool(valid.any()):

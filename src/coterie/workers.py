@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from coterie.learner import Learner
 from coterie.metrics import Collector
+from coterie.policies.base import Policy
 from coterie.rollouts import Rollouts
 
 T = TypeVar("T")
@@ -40,6 +42,10 @@ class Alone:
     def sum(self, value: Tensor) -> Tensor:
         """The sum over processes of a tensor that all have in the same shape."""
         return value
+
+    def learner(self, policy: Policy) -> Learner:
+        """What gradients run through and the optimizer moves."""
+        return Learner(policy)
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Put the sum over processes in the place of each parameter's gradient."""

@@ -64,12 +64,13 @@ def team(recipe: Recipe) -> Iterator[Alone]:
 
 def join(run: Run, workers: Alone, checkpoint: Path | None = None) -> Run:
     """Make a run one of a team: everyone begins from the first one's checkpoint and weights."""
-    run.workers = workers
     if workers.size > 1:
         if workers.rank == 0:
             workers.together(checkpoint)
         for parameter in run.policy.trainable_parameters():
             parameter.data.copy_(workers.first(parameter.data))
+        if not run.started:
+            run.learner.adopt(run.optimizer)
     return run
 
 
@@ -81,7 +82,7 @@ def follow(recipe: Recipe, workers: Alone) -> Run:
     for number in (signal.SIGINT, signal.SIGTERM):  # the first one decides when all stop
         signal.signal(number, signal.SIG_IGN)
     checkpoint = workers.together(None)[0]
-    run = join(build(recipe, checkpoint), workers)
+    run = join(build(recipe, checkpoint, workers=workers), workers)
     try:
         train(run, Silent())  # type: ignore[arg-type]
     finally:
