@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from coterie.optim.master import MasterWeights
 from coterie.policies.base import Policy
 from coterie.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from coterie.workers import Alone
 
 
 class Learner:
@@ -33,6 +36,10 @@ class Learner:
     def idle(self, passes: int) -> int:
         """How many passes without rollouts must follow `passes` with them, so that processes keep step."""
         return 0
+
+    def sum_gradients(self, workers: Alone) -> None:
+        """Put the sum over processes in the place of each gradient."""
+        workers.sum_gradients(self.parameters())
 
     def gradient_norm(self, limit: float) -> float:
         """Clip the gradient to a norm; returns what it was."""

@@ -171,10 +171,19 @@ class Scale(Section):
         1, description="processes that train together, each on its share of the prompts; under torchrun its own number"
     )
 
+    shard: bool = Field(
+        False,
+        description="spread gradients, optimizer state and float32 weights over the training processes (FSDP2); "
+        "each also keeps the policy whole, to sample with",
+    )
+    offload: bool = Field(False, description="keep what is spread in main memory, not on the GPU")
+
     @model_validator(mode="after")
     def _consistent(self) -> Scale:
         if self.train_workers > 1 and self.engine is None:
             raise ValueError("scale.train_workers needs an engine: scale.engine=torchrun")
+        if self.offload and not self.shard:
+            raise ValueError("scale.offload is of what scale.shard=true spreads")
         return self
 
 

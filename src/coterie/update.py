@@ -80,6 +80,7 @@ def _evaluate(
     total = 0.0 if shown is None else imitate(run, share, shown, step, collector, gradient)
     with torch.set_grad_enabled(gradient):
         micros = _own_microbatches(run, part, budget, run.whole_groups, shared)
+        idle = run.learner.idle(len(micros))
         for rows in micros:
             micro = part.rows(rows)
             loss = _loss(run, micro, coefficients[rows][:, : micro["mask"].shape[1]], step, collector)
@@ -88,10 +89,10 @@ def _evaluate(
             if gradient:
                 loss.backward()
             total += float(loss.detach())
-        for _ in range(run.learner.idle(len(micros))):
+        for _ in range(idle):
             _pass_idly(run, part, gradient)
     if gradient:
-        run.workers.sum_gradients(run.learner.parameters())
+        run.learner.sum_gradients(run.workers)
     return float(run.workers.sum(torch.tensor(total, dtype=torch.float64)))
 
 

@@ -48,18 +48,31 @@ def team(recipe: Recipe) -> Iterator[Alone]:
             "objective.imitation learns from demonstrations that are not shared out among several workers",
             hint="scale.train_workers=1, or leave objective.imitation out",
         )
+    _check_sharding(recipe)
     from coterie.scale.processes import Crew, Processes
 
     crew = None if under_torchrun > 1 else Crew(recipe, size)
     try:
-        workers = Processes(crew)
+        workers = Processes(recipe.settings.scale, crew)
         try:
-            yield workers
+            with workers.talking():
+                yield workers
         finally:
             workers.close()
     finally:
         if crew is not None:
             crew.end()
+
+
+def _check_sharding(recipe: Recipe) -> None:
+    from coterie.scale.sharded import ELEMENTWISE
+
+    optimizer = recipe.single["optimizer"].piece.slug
+    if recipe.settings.scale.shard and optimizer not in ELEMENTWISE:
+        raise RecipeError(
+            f"optimizer={optimizer} looks at whole weights, and with scale.shard each process has a share of them",
+            hint="optimizer=adamw, or scale.shard=false",
+        )
 
 
 def join(run: Run, workers: Alone, checkpoint: Path | None = None) -> Run:
@@ -102,4 +115,4 @@ class Silent:
         run.notes.clear()
 
     def checkpoint(self, run: Run) -> None:
-        pass
+        run.learner.state(run.optimizer)  # the first one asks all for their shares

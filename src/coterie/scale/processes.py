@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from coterie.errors import RecipeError, RunError
+from coterie.learner import Learner
+from coterie.policies.base import Policy
 from coterie.rollouts import Rollouts
+from coterie.sections import Scale
 from coterie.workers import Alone
 
 if TYPE_CHECKING:
@@ -117,8 +121,8 @@ class Crew:
 class Processes(Alone):
     """The workers of a process group that this makes, from the variables torchrun sets or those of a crew."""
 
-    def __init__(self, crew: Crew | None = None) -> None:
-        self.crew = crew
+    def __init__(self, scale: Scale, crew: Crew | None = None) -> None:
+        self.scale, self.crew = scale, crew
         here = int(os.environ.get("LOCAL_RANK", "0"))
         gpus = torch.cuda.device_count()
         if gpus:
@@ -136,6 +140,19 @@ class Processes(Alone):
     def close(self) -> None:
         """Leave the group."""
         dist.destroy_process_group()
+
+    def learner(self, policy: Policy) -> Learner:
+        if not self.scale.shard:
+            return super().learner(policy)
+        from coterie.scale.sharded import Sharded
+
+        return Sharded(policy, self, self.scale.offload)
+
+    def most(self, count: int) -> int:
+        """The largest of the processes' counts."""
+        most = torch.tensor(count)
+        self._do(lambda: dist.all_reduce(most, dist.ReduceOp.MAX))
+        return int(most)
 
     def share(self, count: int) -> slice:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -185,10 +202,19 @@ class Processes(Alone):
 
     def _do(self, talk: Callable[[], Any]) -> None:
         """Talk to the others. Raises Lost when one is not there any more."""
-        try:
+        with self.talking(certain=True):
             talk()
+
+    @contextmanager
+    def talking(self, certain: bool = False) -> Iterator[None]:
+        """Where others are talked to, among other things unless `certain`. Raises Lost when one is not there any more.
+        """
+        try:
+            yield
         except RuntimeError as error:  # of torch.distributed, which has no narrower class for a closed connection
             why = self.crew.why() if self.crew is not None else None
+            if why is None and not certain:
+                raise
             raise Lost(
                 why or f"another worker is not there any more: {str(error).splitlines()[0]}",
                 hint="the last checkpoint is intact: `coterie resume RUN`, with as many workers as you like",
