@@ -44,7 +44,7 @@ from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sections import Settings
 from coterie.streams import stream
 from coterie.tasks.base import Task
-from coterie.workers import Alone
+from coterie.workers import Alone, Away
 
 _PROMPTS_KEPT = 2**14
 Spec = TypeVar("Spec", bound=SourceSpec)
@@ -88,6 +88,10 @@ class Run:
     """What is learned from, where nothing is rolled out."""
     workers: Alone = field(default_factory=Alone)
     """The processes that train together; one, unless `coterie.scale` says otherwise."""
+    away: Away | None = None
+    """Where rollouts are made, if not here."""
+    asked: list[list[Any]] = field(default_factory=list)
+    """Groups that were asked for elsewhere before the checkpoint, and are to be asked for again."""
     _reference: Reference | None = None
     _start: Reference | None = None
     _teacher: Teacher | None = None
@@ -178,6 +182,7 @@ class Run:
             "adapters": self.policy.state_dict() if self.policy.has_adapters else None,
             "pending": [_pack(r) for r in self.pending],
             "history": self.history.state_dict(),
+            "asked": self.asked if self.away is None else self.away.state_dict(),
         }
         save_state(folder / "state.pt", state)
 
@@ -204,6 +209,7 @@ class Run:
             )
         self.pending = deque(self._unpack(r) for r in state["pending"])
         self.history.load_state_dict(state["history"])
+        self.asked = state["asked"]
 
     def _unpack(self, packed: dict[str, Any]) -> Rollouts:
         prompts = [Prompt(tuple(t), self.task.train[i], i) for t, i in packed["prompts"]]

@@ -325,7 +325,7 @@ def _check_on_policy(run: Run, collector: Collector) -> None:
     """
     gap = collector.peaks["ratio/max_abs_log"]
     corrected = "logp_train" in wanted(run.recipe, "policy")
-    late = run.settings.update.staleness > 0 or run.recorded is not None
+    late = run.settings.update.staleness > 0 or run.settings.scale.max_staleness > 0 or run.recorded is not None
     if not corrected and (late or not run.policy.exact):
         return
     if gap > run.policy.tolerance:
