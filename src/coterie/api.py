@@ -75,7 +75,7 @@ def start(recipe: Recipe, out: str | Path | None = None, *, quiet: bool = False)
     with team(recipe) as workers:
         if workers.rank:
             return _follow(recipe, workers)
-        run = join(build(recipe), workers)
+        run = join(build(recipe, workers=workers), workers)
         directory = RunDir.create(
             out, task=run.task.name, method=recipe.method, recipe=recipe.to_yaml(), seed=recipe.settings.seed
         )
@@ -96,14 +96,21 @@ def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None, w
     directory = RunDir.open(path)
     overrides = [] if steps is None else [f"steps={steps}"]
     if workers is not None:
-        overrides += [f"scale.train_workers={workers}", "scale.engine=torchrun"]
-    recipe = resolve(file=directory.recipe, overrides=overrides)
+        overrides.append(f"scale.train_workers={workers}")
+    recipe = resolve(file=directory.recipe, overrides=[*overrides, *_engine(directory, workers)])
     use_threads(recipe)
     with team(recipe) as crew:
         if crew.rank:
             return _follow(recipe, crew)
         with directory.locked():
             return _resume(directory, recipe, crew, quiet, rewrite=bool(overrides))
+
+
+def _engine(directory: RunDir, workers: int | None) -> list[str]:
+    """The engine of a run that goes on with another number of trainers: its own, else torchrun."""
+    if workers is None or resolve(file=directory.recipe).settings.scale.engine is not None:
+        return []
+    return ["scale.engine=torchrun"]
 
 
 def _resume(directory: RunDir, recipe: Recipe, crew: Alone, quiet: bool, rewrite: bool) -> Result:
@@ -114,7 +121,7 @@ def _resume(directory: RunDir, recipe: Recipe, crew: Alone, quiet: bool, rewrite
     store = CheckpointStore(directory.checkpoints, keep=recipe.settings.checkpoint.keep)
     damaged = store.clean()
     latest = store.latest()
-    run = build(recipe, latest)
+    run = build(recipe, latest, workers=crew)
     if run.step >= recipe.settings.steps:
         raise RunError(
             f"nothing to do: all {recipe.settings.steps} steps are done",

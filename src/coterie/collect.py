@@ -99,12 +99,18 @@ def roll_out_and_score(run: Run, step: int, round_: int, count: int, clock: Cloc
     """
     outcomes, said, recorded = dict(run.metrics), len(run.notes), Collector()
     with gather(recorded):
-        part = roll_out(run, step, round_, count, clock)
-        scored = None if part is None else score(run, part, step, round_, clock, run.workers.share(count).start)
+        if run.away is not None:
+            scored = run.away.collect(run, step, round_, count, clock)
+        else:
+            part = roll_out(run, step, round_, count, clock)
+            scored = None if part is None else score(run, part, step, round_, clock, run.workers.share(count).start)
     if run.workers.size > 1:
         with clock.phase("gather"):
             scored = _whole(run, scored, outcomes, said)
     assert scored is not None
+    if "ticket" not in scored:
+        scored = scored.with_columns(ticket=run.drawn + scored["groups"])
+        run.drawn += len(scored.prompts)
     merge(gather_metrics(run.workers, recorded))
     valid = ~scored["rewards"].isnan()
     if not bool(valid.any()):
@@ -131,32 +137,41 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
 
     Of several workers each completes its share of the prompts, None where there are fewer prompts than workers.
     """
-    s = run.settings
-    size = len(run.task.train)
-    to_draw = getattr(run.strategy.instance, "to_draw", None)  # a strategy may have groups left, or begin more
-    drawn = count if to_draw is None else to_draw(count)
-    indices = run.curriculum({"size": size, "count": drawn, "seed": s.seed}, step)
+    indices = draw(run, step, count)
     with clock.phase("generate"):
         places = range(len(indices))[run.workers.share(len(indices))]
         if not places:
             return None
-        prompts = [run.prompt(indices[place]) for place in places]
-        seeds = [
-            [stream(s.seed, "rollout", step, round_, place, k) for k in range(s.rollout.group_size)] for place in places
-        ]
-        entropy = "entropy_old" in wanted(run.recipe, "roll out")
-        ahead, each = run.rewards.ahead, s.rollout.group_size
+        return complete(run, [indices[p] for p in places], [(step, round_, p) for p in places], step, count)
 
-        def ended(number: int, text: str) -> None:
-            ahead.ask(number, text, prompts[number // each].row)
 
-        return run.strategy(
-            {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
-             "entropy": entropy, "count": count, "prompt_at": run.prompt, "step": step,
-             "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task),
-             "verify": run.task.verify},
-            step,
-        )  # fmt: skip
+def draw(run: Run, step: int, count: int) -> list[int]:
+    """The next prompts of the training set to be rolled out, for `count` groups."""
+    to_draw = getattr(run.strategy.instance, "to_draw", None)  # a strategy may have groups left, or begin more
+    drawn = count if to_draw is None else to_draw(count)
+    return run.curriculum({"size": len(run.task.train), "count": drawn, "seed": run.settings.seed}, step)
+
+
+def complete(
+    run: Run, indices: Sequence[int], keys: Sequence[tuple[int, ...]], step: int, count: int | None = None
+) -> Rollouts:
+    """Groups that answer these prompts, as the strategy makes them; `keys` begin their random streams."""
+    s, each = run.settings, run.settings.rollout.group_size
+    prompts = [run.prompt(index) for index in indices]
+    seeds = [[stream(s.seed, "rollout", *key, k) for k in range(each)] for key in keys]
+    entropy = "entropy_old" in wanted(run.recipe, "roll out")
+    ahead = run.rewards.ahead
+
+    def ended(number: int, text: str) -> None:
+        ahead.ask(number, text, prompts[number // each].row)
+
+    return run.strategy(
+        {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
+         "entropy": entropy, "count": len(indices) if count is None else count, "prompt_at": run.prompt, "step": step,
+         "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task),
+         "verify": run.task.verify},
+        step,
+    )  # fmt: skip
 
 
 def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, first: int = 0) -> Rollouts:

@@ -72,6 +72,7 @@ branch       | B      | environment | int   | decision at which it was forked, -
 heat         | B      | environment | float | temperature it was drawn at over that of the run, 1 where as the run says
 anchor       | B      | environment | bool  | the task's reference answer, put beside the rollouts of its prompt
 prompt_index | B      | draw        | int   | stable index of the prompt in the task's training set
+ticket       | B      | draw        | int   | number of the rollout's group among all that the run has drawn
 drift        | B      | history     | float | mean absolute change of log-prob since the prompt's last visit
 advantages   | B,B T  | credit      | float | current advantage; modifiers read it and return a new one
 weights      | B,B T  | select      | float | gradient weight of each rollout or decision, 0 drops

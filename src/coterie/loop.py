@@ -55,6 +55,7 @@ def begin(run: Run, reporter: Reporter) -> None:
         run.metrics |= warm_start(run, reporter.note)
         for parameter in run.policy.trainable_parameters():
             parameter.data.copy_(run.workers.first(parameter.data))
+        run.learner.adopt(run.optimizer)
     run.started = True
     if run.needs_reference():
         run.reference()

@@ -68,19 +68,21 @@ def samples_itself(recipe: Recipe) -> bool:
 
 
 def correct(recipe: Recipe, exact: bool) -> str | None:
-    """Truncated importance weights, added where the engine's log-probs are not the trainer's and the recipe has no
-    correction of its own. Returns what to say of it.
+    """Truncated importance weights, added where the engine's log-probs are not the trainer's, or rollouts may be made
+    by older weights elsewhere, and the recipe has no correction of its own. Returns what to say of it.
     """
-    if exact:
+    ahead = recipe.settings.scale.max_staleness > 0
+    if exact and not ahead:
         return None
+    what = "rollouts may be of older weights" if ahead else "the engine's log-probs are not the trainer's"
     from coterie import pieces, wiring
 
     if "logp_train" in wiring.wanted(recipe, "policy"):
         return None
     if not recipe.settings.update.correction:
-        return "the engine's log-probs are not the trainer's, and update.correction=false leaves that uncorrected"
+        return f"{what}, and update.correction=false leaves that uncorrected"
     recipe.chain["selection.weights"].append(pieces.get("selection", "truncated_importance").bind({}))
     return (
-        "the engine's log-probs are not the trainer's: decisions are weighted by truncated importance "
+        f"{what}: decisions are weighted by truncated importance "
         "(selection.weights=truncated_importance; update.correction=false switches it off)"
     )

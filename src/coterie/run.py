@@ -19,6 +19,7 @@ from coterie.demonstrations import Demonstrations
 from coterie.errors import DataError, RecipeError, did_you_mean
 from coterie.hardware import reuse_freed_memory
 from coterie.history import History
+from coterie.learner import Learner
 from coterie.offline.recorded import Recorded, load
 from coterie.optim.master import MasterWeights, optimize
 from coterie.pieces import BoundPiece
@@ -43,7 +44,7 @@ from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sections import Settings
 from coterie.streams import stream
 from coterie.tasks.base import Task
-from coterie.workers import Alone
+from coterie.workers import Alone, Away
 
 _PROMPTS_KEPT = 2**14
 Spec = TypeVar("Spec", bound=SourceSpec)
@@ -56,6 +57,7 @@ class Run:
     recipe: Recipe
     task: Task
     policy: Policy
+    learner: Learner
     rewards: RewardRunner
     optimizer: torch.optim.Optimizer | MasterWeights
     curriculum: BoundPiece
@@ -68,6 +70,8 @@ class Run:
     contest: Contest | None = None
     """The pairwise judge and its scheme, if there are; its component has the judge's name."""
     step: int = 0
+    drawn: int = 0
+    """Groups rolled out in the run: the ticket of the next one."""
     first_update: bool = True
     started: bool = False
     """Whether the warm start is behind us."""
@@ -84,6 +88,10 @@ class Run:
     """What is learned from, where nothing is rolled out."""
     workers: Alone = field(default_factory=Alone)
     """The processes that train together; one, unless `coterie.scale` says otherwise."""
+    away: Away | None = None
+    """Where rollouts are made, if not here."""
+    asked: list[list[Any]] = field(default_factory=list)
+    """Groups that were asked for elsewhere before the checkpoint, and are to be asked for again."""
     _reference: Reference | None = None
     _start: Reference | None = None
     _teacher: Teacher | None = None
@@ -163,9 +171,10 @@ class Run:
         self.policy.save(folder / "policy")
         state = {
             "step": self.step,
+            "drawn": self.drawn,
             "version": self.policy.version,
             "first_update": self.first_update,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.learner.state(self.optimizer),
             "pieces": {name: b.state_dict() for name, b in self.stateful().items()},
             "reference": self._reference.state_dict() if self._reference is not None else None,
             "start": self._start.state_dict() if self._start is not None else None,
@@ -173,6 +182,7 @@ class Run:
             "adapters": self.policy.state_dict() if self.policy.has_adapters else None,
             "pending": [_pack(r) for r in self.pending],
             "history": self.history.state_dict(),
+            "asked": self.asked if self.away is None else self.away.state_dict(),
         }
         save_state(folder / "state.pt", state)
 
@@ -180,10 +190,11 @@ class Run:
         """Take everything from a checkpoint but whole-model weights, which `build` has loaded already."""
         state = load_state(folder / "state.pt")
         self.step, self.first_update, self.started = state["step"], state["first_update"], True
+        self.drawn = state["drawn"]
         self.policy.version = state["version"]
         if state["adapters"] is not None:
             self.policy.load_state_dict(state["adapters"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learner.restore(self.optimizer, state["optimizer"])
         for name, bound in self.stateful().items():
             bound.load_state_dict(state["pieces"][name])
         if state["reference"] is not None:
@@ -198,6 +209,7 @@ class Run:
             )
         self.pending = deque(self._unpack(r) for r in state["pending"])
         self.history.load_state_dict(state["history"])
+        self.asked = state["asked"]
 
     def _unpack(self, packed: dict[str, Any]) -> Rollouts:
         prompts = [Prompt(tuple(t), self.task.train[i], i) for t, i in packed["prompts"]]
@@ -239,10 +251,12 @@ def build_task(recipe: Recipe, recorded: Recorded | None = None) -> Task:
     return task
 
 
-def build(recipe: Recipe, checkpoint: Path | None = None, *, to_train: bool = True) -> Run:
+def build(
+    recipe: Recipe, checkpoint: Path | None = None, *, to_train: bool = True, workers: Alone | None = None
+) -> Run:
     """Load what the recipe names, from the hub, disk or a checkpoint. Fails before loading where it can.
 
-    Without `to_train`, recorded rollouts are left where they are: the policy can be evaluated and exported.
+    `workers` are the processes that train together, this one alone where none are given. Without `to_train`, recorded rollouts are left where they are: the policy can be evaluated and exported.
     """
     offline = recipe.settings.offline.rollouts is not None
     recorded = load(recipe.settings) if offline and to_train else None
@@ -275,13 +289,16 @@ def build(recipe: Recipe, checkpoint: Path | None = None, *, to_train: bool = Tr
     policy = load_policy(recipe, task, checkpoint)
     if recorded is not None:
         recorded.check_policy(policy)
-    optimizer = optimize(policy.trainable_parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
+    workers = workers or Alone()
+    learner = workers.learner(policy)
+    optimizer = optimize(learner.parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
     said = mismatch.correct(recipe, policy.exact) if not offline else None
     columns = (wiring.wanted(recipe, "policy", "objective") - BEFORE) | {"logp"}
     run = Run(
         recipe=recipe,
         task=task,
         policy=policy,
+        learner=learner,
         rewards=RewardRunner(functions if process is None else [*functions, process], judge),
         optimizer=optimizer,
         curriculum=recipe.single["draw.curriculum"],
@@ -292,6 +309,7 @@ def build(recipe: Recipe, checkpoint: Path | None = None, *, to_train: bool = Tr
         process=None if process is None else process.name,
         contest=contest,
         recorded=recorded,
+        workers=workers,
     )
     run.notes += [*task.notes, *([said] if said else [])]
     if checkpoint is None and run.needs_start() and any("logp_old" in b.piece.required for _, b in recipe.all_bound()):

@@ -164,17 +164,41 @@ class Log(Section):
 
 
 class Scale(Section):
-    engine: Literal["torchrun"] | None = Field(
-        None, description="torchrun trains on several processes (torch.distributed); default: one process"
+    engine: Literal["torchrun", "ray"] | None = Field(
+        None,
+        description="torchrun trains on several processes (torch.distributed); ray also rolls out and grades in others, "
+        "on a Ray cluster; default: one process",
     )
     train_workers: PositiveInt = Field(
         1, description="processes that train together, each on its share of the prompts; under torchrun its own number"
     )
 
+    rollout_workers: PositiveInt = Field(1, description="Ray workers that roll out")
+    reward_workers: PositiveInt = Field(1, description="Ray workers that grade")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="steps by which the weights that made a rollout may be behind those it trains; above 0 Ray workers "
+        "go on while the trainer learns",
+    )
+    timeout: float = Field(1800.0, gt=0, description="seconds after which a Ray worker that is silent is replaced")
+    cpus: float = Field(1.0, gt=0, description="CPUs that Ray keeps for each worker")
+    shard: bool = Field(
+        False,
+        description="spread gradients, optimizer state and float32 weights over the training processes (FSDP2); "
+        "each also keeps the policy whole, to sample with",
+    )
+    offload: bool = Field(False, description="keep what is spread in main memory, not on the GPU")
+
     @model_validator(mode="after")
     def _consistent(self) -> Scale:
         if self.train_workers > 1 and self.engine is None:
             raise ValueError("scale.train_workers needs an engine: scale.engine=torchrun")
+        for name in ("rollout_workers", "reward_workers", "max_staleness"):
+            if getattr(self, name) != type(self).model_fields[name].default and self.engine != "ray":
+                raise ValueError(f"scale.{name} is of scale.engine=ray")
+        if self.offload and not self.shard:
+            raise ValueError("scale.offload is of what scale.shard=true spreads")
         return self
 
 

@@ -79,7 +79,9 @@ def _evaluate(
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
     total = 0.0 if shown is None else imitate(run, share, shown, step, collector, gradient)
     with torch.set_grad_enabled(gradient):
-        for rows in _own_microbatches(run, part, budget, run.whole_groups, shared):
+        micros = _own_microbatches(run, part, budget, run.whole_groups, shared)
+        idle = run.learner.idle(len(micros))
+        for rows in micros:
             micro = part.rows(rows)
             loss = _loss(run, micro, coefficients[rows][:, : micro["mask"].shape[1]], step, collector)
             if check:
@@ -87,9 +89,18 @@ def _evaluate(
             if gradient:
                 loss.backward()
             total += float(loss.detach())
+        for _ in range(idle):
+            _pass_idly(run, part, gradient)
     if gradient:
-        run.workers.sum_gradients(run.policy.trainable_parameters())
+        run.learner.sum_gradients(run.workers)
     return float(run.workers.sum(torch.tensor(total, dtype=torch.float64)))
+
+
+def _pass_idly(run: Run, part: Rollouts, gradient: bool) -> None:
+    """Run one rollout through the model for nothing: others have more to do, and all must pass together."""
+    found = run.learner.score(part.rows(torch.tensor([0], device=part["groups"].device)), {"logp"})["logp"]
+    if gradient:
+        (found.nan_to_num() * 0.0).sum().backward()
 
 
 def _epochs(run: Run, rollouts: Rollouts) -> Iterator[Rollouts]:
@@ -263,7 +274,7 @@ def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector:
     single, mask = run.recipe.single, coefficients != 0
     table = run.table(micro, step)
     scored = micro.with_columns(mask=mask) if run.policy.independent else micro
-    table |= run.policy.score(scored, run.score_columns)
+    table |= run.learner.score(scored, run.score_columns)
     if "logp_train" in table:  # its difference from the sampler's is in the weights: the ratio is what the update moved
         table["logp_old"] = table["logp_train"]
     table["mask"] = mask  # one loss mask: a dropped decision is in no ratio, surrogate or term
@@ -314,7 +325,7 @@ def _check_on_policy(run: Run, collector: Collector) -> None:
     """
     gap = collector.peaks["ratio/max_abs_log"]
     corrected = "logp_train" in wanted(run.recipe, "policy")
-    late = run.settings.update.staleness > 0 or run.recorded is not None
+    late = run.settings.update.staleness > 0 or run.settings.scale.max_staleness > 0 or run.recorded is not None
     if not corrected and (late or not run.policy.exact):
         return
     if gap > run.policy.tolerance:
@@ -354,13 +365,14 @@ def _step(
                 return value
 
             loss = float(run.optimizer.step(closure))
+    run.learner.stepped()
     run.policy.version += 1
     return loss, norms[0] if norms else None
 
 
 def _gradient_norm(run: Run, limit: float) -> float:
     """Clip the gradient to a norm; returns what it was."""
-    norm = float(torch.nn.utils.clip_grad_norm_(run.policy.trainable_parameters(), limit))
+    norm = run.learner.gradient_norm(limit)
     if not np.isfinite(norm):
         raise RunError("the gradient is not finite", hint="the last checkpoint is intact; lower optimizer.lr")
     return norm
@@ -368,7 +380,7 @@ def _gradient_norm(run: Run, limit: float) -> float:
 
 def _follow_schedules(run: Run, step: int) -> None:
     if any(isinstance(value, Schedule) for value in run.recipe.single["optimizer"].settings.values()):
-        now = optimizer_at(run.recipe, run.policy.trainable_parameters()[:1], step).defaults
+        now = optimizer_at(run.recipe, run.learner.parameters()[:1], step).defaults
         for group in run.optimizer.param_groups:
             group.update(now)
     run.metrics["lr"] = float(run.optimizer.param_groups[-1]["lr"])

@@ -8,15 +8,28 @@ prompts, and runs its share of the groups through the model. What looks at the w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from coterie.clock import Clock
+from coterie.learner import Learner
 from coterie.metrics import Collector
+from coterie.policies.base import Policy
 from coterie.rollouts import Rollouts
 
 T = TypeVar("T")
+
+
+class Away(Protocol):
+    """Where rollouts are made and graded, if not by the processes that train."""
+
+    def collect(self, run: Any, step: int, round_: int, count: int, clock: Clock) -> Rollouts | None:
+        """`count` groups with what they earned; None where another process of the team asks for them."""
+
+    def state_dict(self) -> list[list[Any]]:
+        """What was asked for and is not trained on yet."""
 
 
 class Alone:
@@ -24,6 +37,8 @@ class Alone:
 
     rank = 0
     size = 1
+    cluster: Any = None
+    """Other workers, that roll out and grade; only the first process of a team has them."""
 
     def share(self, count: int) -> slice:
         """Which of `count` prompts are this process's to roll out and grade."""
@@ -40,6 +55,10 @@ class Alone:
     def sum(self, value: Tensor) -> Tensor:
         """The sum over processes of a tensor that all have in the same shape."""
         return value
+
+    def learner(self, policy: Policy) -> Learner:
+        """What gradients run through and the optimizer moves."""
+        return Learner(policy)
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Put the sum over processes in the place of each parameter's gradient."""

@@ -57,6 +57,7 @@ def _columns(
     out: dict[str, Any] = {
         "group": pa.array(groups, pa.int32()),
         "sample": pa.array(_place_in_group(groups), pa.int32()),
+        **({"ticket": pa.array(rollouts["ticket"].tolist(), pa.int64())} if "ticket" in rollouts else {}),
         "prompt": [prompt_texts[g] for g in groups],
         "prompt_tokens": pa.array([list(rollouts.prompts[g].tokens) for g in groups], pa.list_(pa.int32())),
     }

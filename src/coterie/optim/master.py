@@ -59,6 +59,12 @@ class MasterWeights:
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
 
+    @torch.no_grad()
+    def adopt(self) -> None:
+        """Begin from the parameters as they are now: something else has moved them."""
+        for master, parameter in zip(self.masters, self.parameters, strict=True):
+            master.copy_(parameter)
+
     def state_dict(self) -> dict[str, Any]:
         return {"masters": self.masters, "inner": self.inner.state_dict()}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from coterie.workers import Alone
 if TYPE_CHECKING:
     from coterie.recipe import Recipe
     from coterie.run import Run
+    from coterie.scale.processes import Team
 
 
 @contextmanager
@@ -26,9 +28,10 @@ def team(recipe: Recipe) -> Iterator[Alone]:
     """The workers of a run, this process one of them: those that torchrun started, or `scale.train_workers` started
     here. When it ends, so do they.
     """
+    on_ray = recipe.settings.scale.engine == "ray"
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1"))
     size = max(under_torchrun, recipe.settings.scale.train_workers)
-    if size == 1:
+    if size == 1 and not on_ray:
         yield Alone()
         return
     if under_torchrun > 1 and recipe.settings.scale.train_workers not in (1, under_torchrun):
@@ -48,28 +51,89 @@ def team(recipe: Recipe) -> Iterator[Alone]:
             "objective.imitation learns from demonstrations that are not shared out among several workers",
             hint="scale.train_workers=1, or leave objective.imitation out",
         )
-    from coterie.scale.processes import Crew, Processes
+    _check_sharding(recipe)
+    if on_ray:
+        with _on_ray(recipe, under_torchrun) as alone_or_not:
+            yield alone_or_not
+        return
+    from coterie.scale.processes import Crew
 
     crew = None if under_torchrun > 1 else Crew(recipe, size)
     try:
-        workers = Processes(crew)
-        try:
+        with _together(recipe, crew) as workers:
             yield workers
-        finally:
-            workers.close()
     finally:
         if crew is not None:
             crew.end()
 
 
+@contextmanager
+def _together(recipe: Recipe, crew: Team | None) -> Iterator[Alone]:
+    """This process as one of those that train."""
+    from coterie.scale.processes import Processes
+
+    workers = Processes(recipe.settings.scale, crew)
+    try:
+        with workers.talking():
+            yield workers
+    finally:
+        workers.close()
+
+
+@contextmanager
+def _on_ray(recipe: Recipe, under_torchrun: int) -> Iterator[Alone]:
+    """This process as the first trainer of a Ray cluster."""
+    if under_torchrun > 1:
+        raise RecipeError("scale.engine=ray starts its own trainers", hint="start it without torchrun")
+    if recipe.settings.offline.rollouts is not None:
+        raise RecipeError("recorded rollouts need no rollout workers", hint="scale.engine=torchrun, or leave it out")
+    from coterie.scale.cluster import Cluster
+    from coterie.scale.processes import check_functions
+
+    check_functions(recipe)
+    cluster = Cluster(recipe)
+    try:
+        if cluster.trainers is None:
+            workers = Alone()
+            workers.cluster = cluster
+            yield workers
+        else:
+            with _together(recipe, cluster.trainers) as workers:
+                workers.cluster = cluster
+                yield workers
+    finally:
+        cluster.close()
+
+
+def _check_sharding(recipe: Recipe) -> None:
+    from coterie.scale.sharded import ELEMENTWISE
+
+    optimizer = recipe.single["optimizer"].piece.slug
+    if recipe.settings.scale.shard and optimizer not in ELEMENTWISE:
+        raise RecipeError(
+            f"optimizer={optimizer} looks at whole weights, and with scale.shard each process has a share of them",
+            hint="optimizer=adamw, or scale.shard=false",
+        )
+
+
 def join(run: Run, workers: Alone, checkpoint: Path | None = None) -> Run:
     """Make a run one of a team: everyone begins from the first one's checkpoint and weights."""
-    run.workers = workers
     if workers.size > 1:
         if workers.rank == 0:
             workers.together(checkpoint)
         for parameter in run.policy.trainable_parameters():
             parameter.data.copy_(workers.first(parameter.data))
+        if not run.started:
+            run.learner.adopt(run.optimizer)
+    if run.settings.scale.engine == "ray":
+        from coterie.scale.away import Ahead, Elsewhere, InStep
+
+        if workers.cluster is None:
+            run.away = Elsewhere()
+        else:
+            run.away = (Ahead if run.settings.scale.max_staleness else InStep)(run, workers.cluster.pool)
+    elif run.asked:
+        run.notes.append(f"{len(run.asked)} groups that were asked for and did not arrive are left out")
     return run
 
 
@@ -78,10 +142,11 @@ def follow(recipe: Recipe, workers: Alone) -> Run:
     from coterie.loop import train
     from coterie.run import build
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first one decides when all stop
-        signal.signal(number, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):  # the first one decides when all stop
+            signal.signal(number, signal.SIG_IGN)
     checkpoint = workers.together(None)[0]
-    run = join(build(recipe, checkpoint), workers)
+    run = join(build(recipe, checkpoint, workers=workers), workers)
     try:
         train(run, Silent())  # type: ignore[arg-type]
     finally:
@@ -101,4 +166,4 @@ class Silent:
         run.notes.clear()
 
     def checkpoint(self, run: Run) -> None:
-        pass
+        run.learner.state(run.optimizer)  # the first one asks all for their shares

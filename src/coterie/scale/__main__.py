@@ -11,7 +11,7 @@ from coterie.scale.processes import Processes
 try:
     recipe = resolve(file=sys.argv[1])
     use_threads(recipe)
-    workers = Processes()
+    workers = Processes(recipe.settings.scale)
     follow(recipe, workers)
     workers.close()
 except CoterieError as error:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from coterie.errors import RecipeError, RunError
+from coterie.learner import Learner
+from coterie.policies.base import Policy
 from coterie.rollouts import Rollouts
+from coterie.sections import Scale
 from coterie.workers import Alone
 
 if TYPE_CHECKING:
@@ -40,16 +44,54 @@ class Lost(RunError):
     exit_code = LOST
 
 
-class Crew:
+def check_functions(recipe: Recipe) -> None:
+    """Raise RecipeError for a reward function that other processes could not import."""
+    for function in recipe.functions:
+        if callable(function["fn"] if isinstance(function, Mapping) else function):
+            raise RecipeError(
+                "a reward function only exists in this process, and several workers are to call it",
+                hint="name it by its file, file.py:name; or start your script with torchrun",
+            )
+
+
+class Team:
+    """The trainers beside the one that leads, which started them and ends them."""
+
+    environment: dict[str, str]
+    ended: threading.Event
+
+    def said(self) -> str | None:
+        """What became of the first that failed by itself, None where none has."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Let those that are done go, and stop the others."""
+        raise NotImplementedError
+
+    def watch(self) -> None:
+        """End this process, if need be, when a trainer has failed: one that waits for it may wait for long."""
+        while not self.ended.wait(1.0):
+            if self.said() is not None:
+                if not self.ended.wait(3 * GRACE):
+                    print(f"error: {self.said()}; the last checkpoint is intact", file=sys.stderr)
+                    os._exit(RunError.exit_code)
+                return
+
+    def why(self) -> str | None:
+        """What became of the first that failed by itself, None if none did within the time of grace."""
+        until = time.monotonic() + GRACE
+        while time.monotonic() < until:
+            if (said := self.said()) is not None:
+                return said
+            time.sleep(0.05)
+        return None
+
+
+class Crew(Team):
     """The other processes of a team on this machine, started by rank 0 and ended with it."""
 
     def __init__(self, recipe: Recipe, size: int) -> None:
-        for function in recipe.functions:
-            if callable(function["fn"] if isinstance(function, Mapping) else function):
-                raise RecipeError(
-                    "a reward function only exists in this process, and several workers are to call it",
-                    hint="name it by its file, file.py:name; or start your script with torchrun",
-                )
+        check_functions(recipe)
         self.folder = tempfile.TemporaryDirectory(prefix="coterie-workers-")
         written = Path(self.folder.name, "recipe.yaml")
         written.write_text(recipe.to_yaml(), encoding="utf-8")
@@ -68,29 +110,16 @@ class Crew:
                 )  # fmt: skip
 
         self.ended = threading.Event()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        """End this process, if need be, when a worker has failed: one that waits for it may wait for long."""
-        while not self.ended.wait(1.0):
-            if any(process.poll() not in (None, 0) for process in self.processes):
-                if not self.ended.wait(3 * GRACE):
-                    print(f"error: {self.why() or 'a worker ended'}; the last checkpoint is intact", file=sys.stderr)
-                    os._exit(RunError.exit_code)
-                return
+        threading.Thread(target=self.watch, daemon=True).start()
 
     def _said(self, rank: int) -> Path:
         return Path(self.folder.name, f"worker-{rank}.log")
 
-    def why(self) -> str | None:
-        """What became of the first worker that failed by itself, None if none did within the time of grace."""
-        until = time.monotonic() + GRACE
-        while time.monotonic() < until:
-            for rank, process in enumerate(self.processes, 1):
-                code = process.poll()
-                if code is not None and code not in (0, LOST):
-                    return self._describe(rank, code)
-            time.sleep(0.05)
+    def said(self) -> str | None:
+        for rank, process in enumerate(self.processes, 1):
+            code = process.poll()
+            if code is not None and code not in (0, LOST):
+                return self._describe(rank, code)
         return None
 
     def _describe(self, rank: int, code: int) -> str:
@@ -117,8 +146,8 @@ class Crew:
 class Processes(Alone):
     """The workers of a process group that this makes, from the variables torchrun sets or those of a crew."""
 
-    def __init__(self, crew: Crew | None = None) -> None:
-        self.crew = crew
+    def __init__(self, scale: Scale, crew: Team | None = None) -> None:
+        self.scale, self.crew = scale, crew
         here = int(os.environ.get("LOCAL_RANK", "0"))
         gpus = torch.cuda.device_count()
         if gpus:
@@ -127,7 +156,7 @@ class Processes(Alone):
         each_its_own = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", size))  # nccl refuses two on one GPU
         backend = "cpu:gloo,cuda:nccl" if gpus and each_its_own else "gloo"
         if crew is not None:
-            address = f"tcp://127.0.0.1:{crew.environment['MASTER_PORT']}"
+            address = f"tcp://{crew.environment['MASTER_ADDR']}:{crew.environment['MASTER_PORT']}"
             self._do(lambda: dist.init_process_group(backend, init_method=address, rank=0, world_size=size))
         else:
             self._do(lambda: dist.init_process_group(backend))
@@ -136,6 +165,19 @@ class Processes(Alone):
     def close(self) -> None:
         """Leave the group."""
         dist.destroy_process_group()
+
+    def learner(self, policy: Policy) -> Learner:
+        if not self.scale.shard:
+            return super().learner(policy)
+        from coterie.scale.sharded import Sharded
+
+        return Sharded(policy, self, self.scale.offload)
+
+    def most(self, count: int) -> int:
+        """The largest of the processes' counts."""
+        most = torch.tensor(count)
+        self._do(lambda: dist.all_reduce(most, dist.ReduceOp.MAX))
+        return int(most)
 
     def share(self, count: int) -> slice:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -185,10 +227,19 @@ class Processes(Alone):
 
     def _do(self, talk: Callable[[], Any]) -> None:
         """Talk to the others. Raises Lost when one is not there any more."""
-        try:
+        with self.talking(certain=True):
             talk()
+
+    @contextmanager
+    def talking(self, certain: bool = False) -> Iterator[None]:
+        """Where others are talked to, among other things unless `certain`. Raises Lost when one is not there any more.
+        """
+        try:
+            yield
         except RuntimeError as error:  # of torch.distributed, which has no narrower class for a closed connection
             why = self.crew.why() if self.crew is not None else None
+            if why is None and not certain:
+                raise
             raise Lost(
                 why or f"another worker is not there any more: {str(error).splitlines()[0]}",
                 hint="the last checkpoint is intact: `coterie resume RUN`, with as many workers as you like",

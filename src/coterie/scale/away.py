@@ -1,0 +1,138 @@
+"""The rollouts of a run, made and graded by a pool of workers: in step with the trainer, or ahead of it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+
+from coterie.clock import Clock
+from coterie.collect import draw
+from coterie.metrics import record
+from coterie.rollouts import Rollouts
+from coterie.run import Run
+from coterie.scale.maker import Made, jobs_of, join
+from coterie.scale.pool import Pool
+from coterie.scale.tickets import Ledger, Ticket
+from coterie.scale.weights import digest, pack
+
+
+class Elsewhere:
+    """For a process of the team that only trains: the first one asks for rollouts."""
+
+    def collect(self, run: Run, step: int, round_: int, count: int, clock: Clock) -> None:
+        return None
+
+    def state_dict(self) -> list[list[Any]]:
+        return []
+
+
+class InStep:
+    """Groups of the current weights, asked for and waited for: what one process would make."""
+
+    def __init__(self, run: Run, pool: Pool) -> None:
+        self.pool, self.jobs = pool, 0
+        self.sent: int | None = None
+
+    def collect(self, run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts:
+        """`count` groups, in the order in which they were drawn."""
+        self._publish(run, step, clock)
+        indices = draw(run, step, count)
+        tickets = [Ticket(run.drawn + i, index, (step, round_, i)) for i, index in enumerate(indices)]
+        each = math.ceil(count / self.pool.scale.rollout_workers)
+        jobs = jobs_of(tickets, each, step, round_, self.jobs)
+        self.jobs += len(jobs)
+        with clock.phase("generate"):
+            self.pool.submit(jobs)
+            parts = sorted((self.pool.next() for _ in jobs), key=lambda made: made.job.number)
+        return self._joined(run, parts)
+
+    def _publish(self, run: Run, step: int, clock: Clock) -> None:
+        """Send the weights, if they have changed."""
+        if self.sent == run.policy.version:
+            return
+        with clock.phase("sync"):
+            buckets = list(pack(run.policy.state_dict()))
+            self.pool.publish(step, run.policy.version, buckets, digest(buckets))
+        self.sent = run.policy.version
+
+    def _joined(self, run: Run, parts: list[Made]) -> Rollouts:
+        with self.pool.lock:
+            said, self.pool.replaced = self.pool.replaced, []
+        if said:
+            run.notes += said
+            run.metrics["workers/replaced"] = run.metrics.get("workers/replaced", 0.0) + len(said)
+        return join(parts, run)
+
+    def state_dict(self) -> list[list[Any]]:
+        return []
+
+
+class Ahead(InStep):
+    """Workers go on while the trainer learns. A batch takes the groups that are ready first; none is trained on more
+    than `scale.max_staleness` steps after the weights that made it.
+    """
+
+    def __init__(self, run: Run, pool: Pool) -> None:
+        super().__init__(run, pool)
+        self.ledger = Ledger(run.settings.draw.prompts, run.settings.scale.max_staleness)
+        self.ready: deque[tuple[Ticket, Made]] = deque()
+        self.old = [Ticket(number, prompt, tuple(key)) for number, prompt, key in run.asked]
+
+    def collect(self, run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts:
+        self._publish(run, step, clock)
+        taken: list[tuple[Ticket, Made]] = []
+        with clock.phase("generate"):
+            while len(taken) < count:
+                self._ask(run, step, count - len(taken))
+                found = next((r for r in self.ready if self.ledger.may_take(r[0].number, step, count - len(taken))), None)
+                if found is None:
+                    made = self.pool.next()
+                    self.ready.extend((t, m) for t, m in zip(made.job.tickets, _groups(made), strict=True))
+                else:
+                    self.ready.remove(found)
+                    self.ledger.take(found[0].number)
+                    taken.append(found)
+            self._ask(run, step, 0)
+        taken.sort(key=lambda pair: pair[0].number)
+        late = torch.tensor([float(step - made.weights) for _, made in taken])
+        record("staleness/mean", float(late.mean()))
+        run.metrics["staleness/max"] = max(run.metrics.get("staleness/max", 0.0), float(late.max()))
+        return self._joined(run, [made for _, made in taken])
+
+    def _ask(self, run: Run, step: int, places: int) -> None:
+        """Give out as many tickets as may be, those of a run that was stopped first."""
+        room = self.ledger.room(places)
+        if not room:
+            return
+        tickets, self.old = self.old[:room], self.old[room:]
+        fresh = room - len(tickets)
+        if fresh:
+            indices = draw(run, step, fresh)
+            tickets += [Ticket(run.drawn + i, index, (run.drawn + i,)) for i, index in enumerate(indices)]
+            run.drawn += fresh
+        for ticket in tickets:
+            self.ledger.give(ticket, step)
+        each = max(self.ledger.prompts // (2 * self.pool.scale.rollout_workers), 1)
+        jobs = jobs_of(tickets, each, step, 0, self.jobs, tickets[0].number)
+        self.jobs += len(jobs)
+        self.pool.submit(jobs)
+
+    def state_dict(self) -> list[list[Any]]:
+        return [*self.ledger.state_dict(), *([t.number, t.prompt, list(t.key)] for t in self.old)]
+
+
+def _groups(made: Made) -> list[Made]:
+    """A job's groups one by one, each with its ticket; what the job counted goes with the first."""
+    out = []
+    for place, ticket in enumerate(made.job.tickets):
+        rows = made.rollouts.rows(made.rollouts["groups"] == place)
+        number = torch.full_like(rows["groups"], ticket.number)
+        rows = rows.with_columns(groups=torch.zeros_like(rows["groups"]), ticket=number)
+        rows.prompts = [made.rollouts.prompts[place]]
+        first = place == 0
+        out.append(Made(made.job, made.weights, rows, made.counted if first else {}, made.notes if first else [],
+                        made.recorded if first else type(made.recorded)()))  # fmt: skip
+    return out
