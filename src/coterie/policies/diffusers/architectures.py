@@ -222,9 +222,7 @@ class Wan(Architecture):
         return cast(int, inspect.signature(type(self.pipe).__call__).parameters[argument].default)
 
     def condition(self, prompt: str, negative: bool) -> Condition:
-        words, _ = self.pipe.encode_prompt(
-            prompt, do_classifier_free_guidance=False, **self._longest()
-        )
+        words, _ = self.pipe.encode_prompt(prompt, do_classifier_free_guidance=False, **self._longest())
         return {"encoder_hidden_states": words}
 
     def predict(self, model: Any, x: Tensor, time: Tensor, condition: Condition) -> Tensor:

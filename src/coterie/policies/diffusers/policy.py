@@ -1,4 +1,4 @@
-"""A diffusers pipeline as a policy: prompts encoded once, steps taken by our samplers, pictures only for the graders."""
+"""A diffusers pipeline as a policy: prompts encoded once, steps by our samplers, pictures only for the graders."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """From a scheduler of diffusers to the noise levels of a flow.
 
 A pipeline's state at coefficients a, s (x = a x0 + s n) is scale times the flow's state at noise level sigma:
-sigma = s / (a + s), scale = a + s, and (1 - sigma) x0 + sigma n = x / scale. Flow-matching models have scale 1. So every
-sampler works on diffusion models too, and log-probs of both differ by a constant a step.
+sigma = s / (a + s), scale = a + s, and (1 - sigma) x0 + sigma n = x / scale. Flow-matching models have scale 1. So
+every sampler works on diffusion models too, and log-probs of both differ by a constant a step.
 """
 
 from __future__ import annotations
