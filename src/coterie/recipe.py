@@ -360,6 +360,8 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
     model = plain.get("model") or {}
     if Path(model.get("name") or "").is_dir() and model.get("name"):
         model["name"] = str(Path(model["name"]).resolve())
+    if "architecture" in model:
+        model["architecture"] = absolute(model["architecture"])
     if "model" in plain.get("teacher", {}):
         plain["teacher"]["model"] = _absolute_model(plain["teacher"]["model"])
     plain.get("rewards", {}).pop("functions", None)

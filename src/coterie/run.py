@@ -26,6 +26,10 @@ from coterie.pieces import BoundPiece
 from coterie.policies import kinds
 from coterie.policies.base import Policy
 from coterie.policies.causal_lm import CausalLM
+from coterie.policies.diffusers.policy import DiffusersPolicy
+from coterie.policies.diffusers.spec import DiffusersSpec
+from coterie.policies.diffusers.spec import LoraSpec as DiffusersLora
+from coterie.policies.diffusers.tiny import TinySpec as TinyPipelineSpec
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.policies.flow.spec import FlowShape, FlowSpec
 from coterie.policies.loading import LoraSpec, ModelSpec, SourceSpec
@@ -245,7 +249,7 @@ def build_task(recipe: Recipe, recorded: Recorded | None = None) -> Task:
     if recorded is not None or "task" not in recipe.single:
         named = recipe.single["task"]({}, 0) if "task" in recipe.single else Task("recorded", [], [])
         return named if recorded is None else recorded.task(named)
-    task = recipe.single["task"]({}, 0)
+    task = kinds.in_pictures(recipe, recipe.single["task"]({}, 0))
     if len(task.train) == 0:
         raise RecipeError(f"task '{task.name}' has no training prompts")
     return task
@@ -330,6 +334,8 @@ def optimizer_at(recipe: Recipe, parameters: Sequence[torch.Tensor], step: int) 
 def load_policy(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Policy:
     """The policy that the recipe names, of the kind that the task asks for."""
     kind = kinds.kind_of(recipe, task)
+    if kind is DiffusersPolicy:
+        return DiffusersPolicy.load(diffusers_spec(recipe, checkpoint))
     if kind is MaskedDiffusion:
         return MaskedDiffusion.load(model_spec(recipe, task, checkpoint, MaskedDiffusionSpec), recipe.settings)
     if task.latent is None:
@@ -349,6 +355,21 @@ def flow_spec(recipe: Recipe, checkpoint: Path | None = None) -> FlowSpec:
         return FlowSpec.model_validate(tree)
     except ValidationError as error:
         raise _model_error(error, FlowShape.model_fields, FlowSpec.model_fields) from None
+
+
+def diffusers_spec(recipe: Recipe, checkpoint: Path | None = None) -> DiffusersSpec:
+    """The pipeline as the recipe names it. Adapters are in the checkpoint's state, a whole denoiser in its folder."""
+    tree = _model_tree(recipe, "--model FOLDER, or model='{kind: diffusers, init: {architecture: sd3}}' for a tiny one")
+    if "init" in tree:
+        tree["init"] = tree["init"] or {}
+    try:
+        spec = DiffusersSpec.model_validate(tree)
+    except ValidationError as error:
+        inner = DiffusersLora.model_fields if "lora" in error.errors()[0]["loc"] else TinyPipelineSpec.model_fields
+        raise _model_error(error, inner, DiffusersSpec.model_fields) from None
+    if checkpoint is not None and spec.lora is None:
+        return spec.model_copy(update={"name": str(checkpoint / "policy"), "init": None, "revision": None})
+    return spec
 
 
 def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None, spec: type[Spec], section: str = "model") -> Spec:

@@ -10,15 +10,18 @@ import numpy as np
 from coterie.evaluator import complete, verdicts
 from coterie.observe.curves import COLOURS, GRID
 from coterie.observe.files import replacing
+from coterie.observe.pictures import side_by_side
 from coterie.rollouts import Rollouts
 from coterie.sampling import held_out
-from coterie.tasks.base import Latent
+from coterie.tasks.base import PICTURES, Latent
 
 if TYPE_CHECKING:
     from coterie.run import Run
 
 EACH, SHOWN = 8, 12
 """Samples a class, and classes shown."""
+EACH_LARGE, SHOWN_LARGE = 2, 4
+"""The same of pictures that a pipeline draws: these take time."""
 WRONG = "#c92a2a"
 
 
@@ -26,27 +29,33 @@ def draw(run: Run, path: Path) -> None:
     """Write samples of each class, as an evaluation draws them: pictures in a grid, points of the plane as a plot."""
     latent = run.task.latent
     assert latent is not None
-    by_class = {row["prompt"]: row for row in (run.task.held_out[i] for i in range(len(run.task.held_out)))}
-    rows = [by_class[name] for name in latent.classes if name in by_class][:SHOWN]
-    made = complete(run.policy, rows, held_out(run.settings, run.task), EACH, run.settings.seed, "picture")
+    source = run.task.held_out or run.task.train
+    large = latent == PICTURES
+    by_class = {row["prompt"]: row for row in (source[i] for i in range(len(source)))}
+    names = list(by_class)[:SHOWN_LARGE] if large else [name for name in latent.classes if name in by_class][:SHOWN]
+    each = EACH_LARGE if large else EACH
+    rows = [by_class[name] for name in names]
+    made = complete(run.policy, rows, held_out(run.settings, run.task), each, run.settings.seed, "picture")
     right = verdicts(run.task, made).tolist() if run.task.judges else [True] * len(made)
-    figure = _grid(made, right, latent) if len(latent.shape) == 2 else _plot(made, latent)
+    figure = _grid(made, right, latent, each) if large or len(latent.shape) == 2 else _plot(made, latent)
     path.parent.mkdir(exist_ok=True)
     with replacing(path, "the samples") as temporary:
         figure.savefig(temporary, dpi=90, format="png", metadata={"Software": None})
 
 
-def _grid(made: Rollouts, right: list[bool], latent: Latent) -> Any:
+def _grid(made: Rollouts, right: list[bool], latent: Latent, each: int) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    count = len(made) // EACH
-    figure = Figure(figsize=(0.55 * count, 0.55 * EACH))
+    count = len(made) // each
+    pictures = [side_by_side(np.asarray(sample)) for sample in made.texts]
+    inches = 0.55 if latent != PICTURES else 1.5
+    figure = Figure(figsize=(inches * count * pictures[0].shape[1] / pictures[0].shape[0], inches * each))
     FigureCanvasAgg(figure)
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.99, 0.12, 0.12)
-    for i, (sample, fine) in enumerate(zip(made.texts, right, strict=True)):
-        axes = figure.add_subplot(EACH, count, i % EACH * count + i // EACH + 1)
-        axes.imshow(np.asarray(sample), cmap="gray_r", vmin=latent.low, vmax=latent.high)
+    for i, (picture, fine) in enumerate(zip(pictures, right, strict=True)):
+        axes = figure.add_subplot(each, count, i % each * count + i // each + 1)
+        axes.imshow(picture, cmap="gray_r", vmin=latent.low, vmax=latent.high)
         axes.set_xticks([])
         axes.set_yticks([])
         for side in axes.spines.values():

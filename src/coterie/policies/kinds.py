@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coterie import wiring
 from coterie.columns import COLUMNS
 from coterie.errors import RecipeError, did_you_mean
 from coterie.policies.causal_lm import CausalLM
+from coterie.policies.diffusers.files import INDEX
+from coterie.policies.diffusers.policy import DiffusersPolicy
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.policies.masked_diffusion.policy import MaskedDiffusion
 from coterie.sections import Denoise, Rollout, Unmask
-from coterie.tasks.base import Task
+from coterie.tasks.base import PICTURES, Task
 
 if TYPE_CHECKING:
     from coterie.recipe import Recipe
@@ -28,14 +32,48 @@ OF_TEXT: dict[str, type[CausalLM] | type[MaskedDiffusion]] = {
 """Policies that write text, by model.kind."""
 
 
+def draws_pictures(recipe: Recipe) -> bool:
+    """Whether the model is a pipeline of diffusers: it says so, or it is a folder of one."""
+    model = recipe.settings.model
+    tree = model if isinstance(model, Mapping) else {"name": model}
+    name = tree.get("name")
+    known = "diffusers" if isinstance(name, str) and (Path(name) / INDEX).is_file() else None
+    return tree.get("kind", known) == "diffusers"
+
+
+def in_pictures(recipe: Recipe, task: Task) -> Task:
+    """The task as a pipeline takes it: prompts without graders of their own, which reward functions grade."""
+    if not draws_pictures(recipe) or task.latent is not None:
+        return task
+    if task.world is not None or task.verify is not None or task.rewards:
+        raise RecipeError(
+            f"task '{task.name}' grades texts, and a pipeline of diffusers draws pictures",
+            hint="task=colours, or task=PROMPTS.jsonl with reward functions of pictures",
+        )
+    return replace(task, latent=PICTURES, reference=None, demonstration=None)
+
+
 def kind_of(recipe: Recipe, task: Task) -> type[CausalLM] | type[MaskedDiffusion] | type[FlowPolicy]:
     """The kind of policy whose samples are those of the task; of those that write text, the one of model.kind."""
     if task.latent is not None:
-        return FlowPolicy
+        if (task.latent == PICTURES) != draws_pictures(recipe):
+            asks = "pictures of any size" if task.latent == PICTURES else f"arrays of shape {task.latent.shape}"
+            raise RecipeError(
+                f"task '{task.name}' asks for {asks}, and the model does not draw these",
+                where="model",
+                hint="--model FOLDER_OF_A_PIPELINE, or model='{kind: diffusers, init: {architecture: sd3}}'"
+                if task.latent == PICTURES
+                else "model='{flow: {layers: 3}}', or task=colours",
+            )
+        return DiffusersPolicy if task.latent == PICTURES else FlowPolicy
+    if draws_pictures(recipe):
+        raise RecipeError("a pipeline of diffusers learns from what it draws, not from recorded rollouts")
     model = recipe.settings.model
     name = model.get("kind", "causal_lm") if isinstance(model, Mapping) else "causal_lm"
     if name not in OF_TEXT:
-        raise RecipeError(f"unknown kind of model '{name}'", where="model.kind", hint=did_you_mean(str(name), OF_TEXT))
+        raise RecipeError(
+            f"unknown kind of model '{name}'", where="model.kind", hint=did_you_mean(str(name), [*OF_TEXT, "diffusers"])
+        )
     return OF_TEXT[name]
 
 
@@ -55,7 +93,7 @@ def check(recipe: Recipe, task: Task) -> None:
         _refuse_settings(recipe.settings.unmask, Unmask(), Unmask.model_fields, "unmask", name)
     else:
         _refuse_settings(recipe.settings.rollout, Rollout(), ("stop",), "rollout", name)
-    if kind is not FlowPolicy:
+    if not issubclass(kind, FlowPolicy):
         if "rollout.sampler" in recipe.single:
             raise RecipeError(
                 f"rollout.sampler={recipe.single['rollout.sampler'].piece.slug} is a rule for denoising steps, and "

@@ -24,6 +24,10 @@ class Latent:
     """The values that are drawn black and white, where samples are pictures."""
 
 
+PICTURES = Latent((), (), low=0.0)
+"""Pictures [H,W,3], or videos [F,H,W,3], from 0 to 1, of whatever size a pipeline draws, asked for by any text."""
+
+
 @dataclass
 class Task:
     """Rows are dicts with a "prompt" (text or a list of messages) and whatever the graders read.

@@ -104,6 +104,15 @@ class FlowPolicy:
         """Of latents, means and log-probs."""
         return torch.float64 if self._weights_dtype == torch.float64 else torch.float32
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a state."""
+        return self.model.shape
+
+    def levels(self, spec: Denoising) -> Tensor:
+        """Noise levels of the spec's steps, falling. [steps+1]"""
+        return steps.noise_levels(spec.steps, spec.shift, self.dtype).to(self.device)
+
     # Prompts and samples
 
     def encode(self, prompt: Any) -> tuple[int, ...]:
@@ -119,6 +128,10 @@ class FlowPolicy:
     def encode_completion(self, sample: Any) -> Tensor:
         """A supervised example, as latents."""
         return torch.as_tensor(sample, dtype=self.dtype, device=self.device)
+
+    def samples(self, states: Tensor) -> list[Any]:
+        """Last states [N,*shape] as graders see them."""
+        return list(states.cpu().numpy())
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """The name of a prompt's class, for people."""
@@ -171,7 +184,7 @@ class FlowPolicy:
 
     def _draw(self, seed: int, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, *self.model.shape, generator=generator, dtype=self.dtype)
+        return torch.randn(count, *self.shape, generator=generator, dtype=self.dtype)
 
     @torch.no_grad()
     def denoise(
@@ -187,11 +200,11 @@ class FlowPolicy:
     ) -> Stretch:
         """Take steps first <= s < last from states x [N,*shape]. noise: [N,last-first,*shape], a draw for each step."""
         last = spec.steps if last is None else last
-        states, logps, stds, means = [x], [], [], []
+        levels, states, logps, stds, means = self.levels(spec), [x], [], [], []
         for s in range(first, last):
             step = torch.full((len(x),), s, device=x.device)
             v = self.velocity(x, prompts, groups, step, spec)
-            mean, std = steps.transition(spec if draws_noise(spec, s) else without_noise(spec), x, v, step)
+            mean, std = steps.transition(spec if draws_noise(spec, s) else without_noise(spec), x, v, step, levels)
             if bool((std > 0).all()):
                 x = mean + std.view(-1, *[1] * (x.dim() - 1)) * noise[:, s - first]
                 logps.append(steps.log_density(x, mean, std, spec.reduce))
@@ -210,8 +223,7 @@ class FlowPolicy:
         """Follow the ODE from x [N,*shape], the state before step stops[0], in one stride from each of `stops` to the
         next. The state at every place from the first to the last; in a stride, where it began. [N,places,*shape]
         """
-        levels = steps.noise_levels(spec.steps, spec.shift, self.dtype).to(x.device)
-        states = []
+        levels, states = self.levels(spec), []
         for at, after in pairwise(stops):
             states += [x] * (after - at)
             step = torch.full((len(x),), at, device=x.device)
@@ -222,7 +234,7 @@ class FlowPolicy:
         """The velocity at states [N,*shape] before steps [N], guided as the spec says. With gradient through the
         conditional prediction alone.
         """
-        level = steps.noise_levels(spec.steps, spec.shift, self.dtype).to(x.device)[step]
+        level = self.levels(spec)[step]
         condition = torch.tensor([p.tokens[0] for p in prompts], device=x.device)[groups.to(x.device)]
         v = self.model(x, level, condition).to(self.dtype)
         if spec.guidance == 1.0:
@@ -237,7 +249,7 @@ class FlowPolicy:
         """The table of whole paths, with samples for the graders."""
         spec, mask = _spec(sampling), path.std > 0
         groups = groups.to(self.device)
-        levels = steps.noise_levels(spec.steps, spec.shift, self.dtype).to(self.device)
+        levels = self.levels(spec)
         columns = {
             "groups": groups,
             "mask": mask,
@@ -253,7 +265,7 @@ class FlowPolicy:
             exact = steps.entropy(path.std.clamp_min(1e-30), path.states[0, 0].numel(), spec.reduce)
             columns["entropy_old"] = torch.where(mask, exact, 0.0)
         media = {"states": path.states} | ({"mean_old": path.means} if spec.keep_means else {})
-        return Rollouts(list(prompts), dict(columns), sampling, list(path.states[:, -1].cpu().numpy()), media)
+        return Rollouts(list(prompts), dict(columns), sampling, self.samples(path.states[:, -1]), media)
 
     # Scoring
 
@@ -290,7 +302,7 @@ class FlowPolicy:
     def _transitions(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         spec, x = _spec(rollouts.sampling), rollouts.media["states"][row, step]
         v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], step, spec)
-        return steps.transition(spec, x, v, step)
+        return steps.transition(spec, x, v, step, self.levels(spec))
 
     def sft_loss(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Tensor], seed: int | None = None

@@ -21,9 +21,13 @@ def noise_levels(steps: int, shift: float = 1.0, dtype: torch.dtype = torch.floa
     return (shift * even / (1 + (shift - 1) * even)).to(dtype)
 
 
-def transition(spec: Denoising, x: Tensor, v: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [N,...] and standard deviation [N] of the state after each row's step. x, v: [N,...], step: [N] int"""
-    levels = noise_levels(spec.steps, spec.shift, x.dtype).to(x.device)
+def transition(
+    spec: Denoising, x: Tensor, v: Tensor, step: Tensor, levels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean [N,...] and standard deviation [N] of the state after each row's step. x, v: [N,...], step: [N] int,
+    levels: [steps + 1], by default those of the spec.
+    """
+    levels = noise_levels(spec.steps, spec.shift, x.dtype).to(x.device) if levels is None else levels
     wide = (-1, *[1] * (x.dim() - 1))
     sigma, after = (levels[s].view(wide) for s in (step, step + 1))
     mean, std = _rule(spec.sampler)(x, v, sigma, after, levels[1], **dict(spec.settings))

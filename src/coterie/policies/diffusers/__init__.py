@@ -1,0 +1,1 @@
+"""Pipelines of diffusers as policies: their denoising steps are decisions, as those of `coterie.policies.flow`."""
