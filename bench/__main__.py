@@ -27,6 +27,7 @@ BENCHES = {
     "step": "a GRPO step against TRL",
     "growth": "step time against prompts, group size, length and vocabulary",
     "flow_time": "MixGRPO and BranchGRPO against Flow-GRPO at equal held-out reward",
+    "demos": "held-out accuracy of the demos of flow and masked diffusion, over seeds",
     "demo_vs_trl": "time to 80% held-out accuracy against TRL",
 }
 
