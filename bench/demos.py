@@ -55,4 +55,4 @@ def _run(name: str, seed: int) -> dict[str, Any]:
 
 
 def _shares(made: list[dict[str, Any]], key: str) -> str:
-    return " / ".join("-" if r[key] is None else f"{100 * r[key]:.0f}" for r in made)
+    return " / ".join("-" if r[key] is None else str(int(100 * r[key] + 0.5)) for r in made)
