@@ -28,6 +28,7 @@ BENCHES = {
     "growth": "step time against prompts, group size, length and vocabulary",
     "flow_time": "MixGRPO and BranchGRPO against Flow-GRPO at equal held-out reward",
     "scale_sim": "steps at 8 to 4,096 GPUs, simulated, and the simulator against measured calls here",
+    "demos": "held-out accuracy of the demos of flow and masked diffusion, over seeds",
     "demo_vs_trl": "time to 80% held-out accuracy against TRL",
 }
 

@@ -244,11 +244,12 @@ def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: 
 
 
 def _completion_ids(rollouts: Rollouts) -> list[list[int]]:
-    """Each row's tokens up to its last decision, those that were put between its decisions included; none without
-    tokens."""
+    """Each row's tokens up to its last decision on one, those that were put between its decisions included; none
+    without tokens."""
     if "tokens" not in rollouts:
         return [[] for _ in rollouts.texts]
-    ends = (rollouts["mask"] * torch.arange(1, rollouts["mask"].shape[1] + 1, device=rollouts["mask"].device)).amax(-1)
+    mask = rollouts["mask"] & ~rollouts["schedules"] if "schedules" in rollouts else rollouts["mask"]
+    ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(-1)
     return [t[:n] for t, n in zip(rollouts["tokens"].tolist(), ends.tolist(), strict=True)]
 
 

@@ -48,6 +48,7 @@ entropy_old  | B T    | roll out    | float | entropy of the decision's distribu
 version      | B T    | roll out    | int   | version of the weights that took the decision
 step_std     | B T    | roll out    | float | standard deviation of a denoising step's noise
 step_size    | B T    | roll out    | float | by how much the noise level falls in a denoising step
+schedules    | B T    | roll out    | bool  | decision on how to decode, not on a token
 pass_index   | B T    | roll out    | int   | forward pass of the rollout in which the decision was taken, from 0
 passes       | B      | roll out    | int   | forward passes that the rollout took
 logp         | B T    | policy      | float | current log-prob; carries gradient in the update
@@ -71,6 +72,7 @@ parent       | B      | environment | int   | rollout this one was forked from, 
 branch       | B      | environment | int   | decision at which it was forked, -1 where it was not
 heat         | B      | environment | float | temperature it was drawn at over that of the run, 1 where as the run says
 anchor       | B      | environment | bool  | the task's reference answer, put beside the rollouts of its prompt
+given        | B T    | environment | bool  | token of the task's reference answer, put there before the rollout began
 prompt_index | B      | draw        | int   | stable index of the prompt in the task's training set
 ticket       | B      | draw        | int   | number of the rollout's group among all that the run has drawn
 drift        | B      | history     | float | mean absolute change of log-prob since the prompt's last visit

@@ -77,6 +77,13 @@ class Unmask(Section):
     masks: PositiveInt = Field(1, description="random masks a rollout, or pairs of them (elbo)")
     coupled: bool = Field(True, description="each mask comes with its complement, and one that hides everything (elbo)")
     prompt_masking: float = Field(0.0, ge=0, lt=1, description="share of prompt tokens hidden (one_step)")
+    learned: bool = Field(
+        False,
+        description="the policy decides before each forward pass how hot to draw and how many places to unmask, and "
+        "learns that too",
+    )
+    explore: float = Field(0.3, gt=0, description="standard deviation of these decisions (learned)")
+    rate: float = Field(100.0, gt=0, description="how much faster than the model their means move (learned)")
 
     @model_validator(mode="after")
     def _consistent(self) -> Unmask:
@@ -84,6 +91,14 @@ class Unmask(Section):
             raise ValueError("unmask.threshold takes the place of unmask.steps and unmask.growth: give one of them")
         if self.prompt_masking and self.likelihood != "one_step":
             raise ValueError("unmask.prompt_masking is of unmask.likelihood=one_step")
+        if self.learned and (self.threshold is not None or self.growth != "uniform" or self.likelihood != "trajectory"):
+            raise ValueError(
+                "unmask.learned decides how many places a step unmasks, and is scored step by step: it needs "
+                "unmask.growth=uniform and unmask.likelihood=trajectory, and no unmask.threshold"
+            )
+        plain = type(self).model_fields
+        if not self.learned and any(getattr(self, n) != plain[n].default for n in ("explore", "rate")):
+            raise ValueError("unmask.explore and unmask.rate are of unmask.learned=true")
         return self
 
 

@@ -148,6 +148,7 @@ _MENDS = {
     "state_key": "an agent environment or rollout.strategy=segment_tree does",
     "parent": "a strategy that forks does: rollout.strategy=segment_probes, or noise_tree where steps denoise",
     "anchor": "rollout.strategy=reference_answer does",
+    "given": "rollout.strategy=inpainted does",
     "heat": "rollout.strategy=tempered_extra does",
     "branch": "a strategy that forks does: rollout.strategy=segment_probes, or noise_tree where steps denoise",
 }

@@ -72,6 +72,8 @@ def batch(run: Run) -> Rollouts:
         "advantages": draw(rows),
         "logp_train": found["logp_old"] + 0.01 * mask,
         "heat": torch.ones(rows),
+        "schedules": torch.zeros_like(mask),
+        "given": mask & (draw(*mask.shape) > 0),
     }
     sizes = {"B": rows, "T": mask.shape[1]}
     for other in COLUMNS.values():  # what further strategies and pieces make

@@ -1,4 +1,4 @@
-"""diffu-GRPO and CJ-GRPO as their recipes compose them, against plain loops."""
+"""diffu-GRPO, coupled-GRPO and CJ-GRPO as their recipes compose them, against plain loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oracles.masked_diffusion import loss as oracle
 from coterie.objectives.aggregations import forward_pass, token
 from coterie.recipe import resolve
 
-METHODS = {"diffu-grpo": False, "cj-grpo": True}
+METHODS = {"diffu-grpo": (0.04, False, False), "cj-grpo": (0.04, True, False), "coupled-grpo": (0.01, False, True)}
 
 
 def composed(method: str, t: dict[str, Any], *overrides: str) -> tuple[float, torch.Tensor]:
@@ -32,14 +32,14 @@ def composed(method: str, t: dict[str, Any], *overrides: str) -> tuple[float, to
     return float(total.detach()), t["logp"].grad
 
 
-@pytest.mark.oracle("diffu-grpo", "cj-grpo")
+@pytest.mark.oracle("diffu-grpo", "cj-grpo", "coupled-grpo")
 @pytest.mark.parametrize("kind", inputs.KINDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_and_gradient_against_plain_loops(method: str, kind: str) -> None:
     for seed in range(3):
         n = inputs.table(kind, seed)
         value, gradient = composed(method, inputs.tensors(n))
-        want, slope = oracle(n, 0.5, 0.04, METHODS[method])
+        want, slope = oracle(n, 0.5, *METHODS[method])
         np.testing.assert_allclose(value, want, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(np.where(n["mask"], gradient.numpy(), 0.0), slope, rtol=1e-9, atol=1e-12)
 
@@ -73,3 +73,14 @@ def test_without_kl_it_is_token_grpo_without_std(seed: int) -> None:
     plain = "credit.baseline.scale=none objective.aggregation=token objective.trust_region.eps_low=0.5"
     grpo = composed("grpo", t, *plain.split(), "objective.trust_region.eps_high=0.5")
     assert composed("diffu-grpo", t, "objective.terms=[]")[0] == pytest.approx(grpo[0], abs=1e-12)
+
+
+@pytest.mark.reduction("coupled-grpo")
+@given(seed=st.integers(0, 50))
+def test_the_others_as_baseline_are_the_mean_stretched(seed: int) -> None:
+    """In groups of n the leave-one-out advantage is n/(n-1) times that of the mean; without KL so is what they add."""
+    t = inputs.tensors(inputs.table("random", seed)) | {"logp_old": torch.zeros(12, 7, dtype=torch.float64)}
+    t |= {"logp": torch.zeros(12, 7, dtype=torch.float64), "groups": torch.arange(12) // 4}
+    coupled, diffu = (composed(m, t, "objective.terms=[]") for m in ("coupled-grpo", "diffu-grpo"))
+    assert coupled[0] == pytest.approx(4 / 3 * diffu[0], abs=1e-12)
+    torch.testing.assert_close(coupled[1], 4 / 3 * diffu[1])

@@ -59,7 +59,12 @@ def test_weights_that_a_warm_start_moved_stay_moved(tmp_path):
             "log.rollouts_every=0"]  # fmt: skip
     run = start(resolve(overrides=tiny), tmp_path / "run", quiet=True)
     before, after = (
-        torch.cat([w.float().flatten() for w in load_file(run.path / f"checkpoints/step-00000{n}/policy/model.safetensors").values()])
+        torch.cat(
+            [
+                w.float().flatten()
+                for w in load_file(run.path / f"checkpoints/step-00000{n}/policy/model.safetensors").values()
+            ]
+        )
         for n in (0, 1)
     )
     assert run.last["update/optimizer_steps"] == 1

@@ -61,6 +61,7 @@ SPECIAL: dict[str, Any] = {
     "parent": lambda rng, t: parents(t["groups"]),
     "branch": lambda rng, t: np.where(t["parent"] == np.arange(B), -1, rng.integers(0, 5, B)),
     "heat": lambda rng, t: rng.choice([1.0, 1.0, 1.2], B),
+    "given": lambda rng, t: t["mask"] & (rng.random(t["mask"].shape) < 0.4),
     "anchor": lambda rng, t: rng.random(B) < 0.25,
     "prompt_index": lambda rng, t: t["groups"] % 3,
     "drift": lambda rng, t: np.array([0.0, 0.02, 0.3])[t["prompt_index"]],

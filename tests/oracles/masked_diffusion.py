@@ -131,11 +131,16 @@ def coupled_estimate(model: Model, tokens: Sequence[int], sets: Sequence[Sequenc
     return whole + (total - 1) / total * (math.fsum(pairs) / len(pairs) if pairs else 0.0)
 
 
-def loss(table: Mapping[str, Any], eps: float, beta: float, by_pass: bool) -> tuple[float, np.ndarray]:
-    """diffu-GRPO's loss (mean over tokens) or CJ-GRPO's (mean over steps of means over tokens), and its gradient."""
+def loss(
+    table: Mapping[str, Any], eps: float, beta: float, by_pass: bool, others: bool = False
+) -> tuple[float, np.ndarray]:
+    """diffu-GRPO's loss (mean over tokens) or CJ-GRPO's (mean over steps of means over tokens), and its gradient. With
+    `others` the baseline is the mean of the other rollouts of the group, as in coupled-GRPO.
+    """
     logp, old, ref, mask = (np.asarray(table[k]) for k in ("logp", "logp_old", "logp_ref", "mask"))
     groups, rewards = table["groups"], table["rewards"]
     means = {g: np.mean([r for r, h in zip(rewards, groups, strict=True) if h == g]) for g in set(groups.tolist())}
+    sizes = {g: groups.tolist().count(g) for g in means}
     steps = np.asarray(table["pass_index"])
     taken = [(i, t) for i in range(mask.shape[0]) for t in range(mask.shape[1]) if mask[i, t]]
     pools: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -144,7 +149,10 @@ def loss(table: Mapping[str, Any], eps: float, beta: float, by_pass: bool) -> tu
     value, gradient = 0.0, np.zeros(logp.shape)
     for pool in pools.values():
         for i, t in pool:
-            advantage = rewards[i] - means[int(groups[i])]
+            size, mean = sizes[int(groups[i])], means[int(groups[i])]
+            if others:
+                mean = (mean * size - rewards[i]) / (size - 1) if size > 1 else rewards[i]
+            advantage = rewards[i] - mean
             change = logp[i, t] - old[i, t]
             ratio = math.exp(max(-LIMIT, min(LIMIT, change)))
             clipped = min(max(ratio, 1 - eps), 1 + eps)

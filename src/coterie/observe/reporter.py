@@ -70,7 +70,7 @@ class Reporter:
             rollout_store.write(self.directory.rollout_file(run.step), shown, prompts, token_texts=pieces, about=about)
 
     def checkpoint(self, run: Run) -> None:
-        if run.task.latent is not None:
+        if samples.pictured(run):
             samples.draw(run, self.directory.samples / f"step-{run.step:06d}.png")
         self.checkpoints.save(run.step, run.save)
 

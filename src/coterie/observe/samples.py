@@ -1,4 +1,4 @@
-"""What a policy draws for each class from noise that stays the same: the picture to look at before and after."""
+"""What a policy makes of the same prompts from noise that stays the same: the picture to look at before and after."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coterie.evaluator import complete, verdicts
+from coterie.observe import canvases
 from coterie.observe.curves import COLOURS, GRID
 from coterie.observe.files import replacing
 from coterie.observe.pictures import side_by_side
+from coterie.policies.masked_diffusion.policy import MaskedDiffusion
 from coterie.rollouts import Rollouts
 from coterie.sampling import held_out
 from coterie.tasks.base import PICTURES, Latent
@@ -22,25 +24,54 @@ EACH, SHOWN = 8, 12
 """Samples a class, and classes shown."""
 EACH_LARGE, SHOWN_LARGE = 2, 4
 """The same of pictures that a pipeline draws: these take time."""
+PROMPTS, NARROW, CANVASES = 10, 8, 4
+"""Prompts whose canvases are shown, and how many of each; one where a canvas has more than so many places."""
 WRONG = "#c92a2a"
 
 
+def pictured(run: Run) -> bool:
+    """Whether there is a picture to draw: samples are arrays, or places that are filled in some order."""
+    return run.task.latent is not None or (isinstance(run.policy, MaskedDiffusion) and len(run.task.held_out) > 0)
+
+
 def draw(run: Run, path: Path) -> None:
-    """Write samples of each class, as an evaluation draws them: pictures in a grid, points of the plane as a plot."""
-    latent = run.task.latent
-    assert latent is not None
-    source = run.task.held_out or run.task.train
-    large = latent == PICTURES
+    """Write what is made of some held-out prompts, as an evaluation samples: pictures in a grid, points of the plane as
+    a plot, unmasked canvases in rows.
+    """
+    figure = _canvases(run) if run.task.latent is None else _samples(run, run.task.latent)
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path, "the samples") as temporary:
+        figure.savefig(temporary, dpi=90, format="png", metadata={"Software": None})
+
+
+def _samples(run: Run, latent: Latent) -> Any:
+    source, large = run.task.held_out or run.task.train, latent == PICTURES
     by_class = {row["prompt"]: row for row in (source[i] for i in range(len(source)))}
     names = list(by_class)[:SHOWN_LARGE] if large else [name for name in latent.classes if name in by_class][:SHOWN]
     each = EACH_LARGE if large else EACH
     rows = [by_class[name] for name in names]
     made = complete(run.policy, rows, held_out(run.settings, run.task), each, run.settings.seed, "picture")
     right = verdicts(run.task, made).tolist() if run.task.judges else [True] * len(made)
-    figure = _grid(made, right, latent, each) if large or len(latent.shape) == 2 else _plot(made, latent)
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path, "the samples") as temporary:
-        figure.savefig(temporary, dpi=90, format="png", metadata={"Software": None})
+    return _grid(made, right, latent, each) if large or len(latent.shape) == 2 else _plot(made, latent)
+
+
+def _canvases(run: Run) -> Any:
+    policy = run.policy
+    assert isinstance(policy, MaskedDiffusion)
+    rows = [run.task.held_out[i] for i in range(min(PROMPTS, len(run.task.held_out)))]
+    each = CANVASES if policy.width <= NARROW else 1
+    made = complete(policy, rows, held_out(run.settings, run.task), each, run.settings.seed, "picture")
+    right = verdicts(run.task, made).tolist() if run.task.judges else [True] * len(made)
+    texts = [policy.token_texts(row) for row in made.media["canvas"].tolist()]
+    known = (made.media["canvas"] != policy.mask_id).tolist()
+    tokens = [[t if k else None for t, k in zip(*pair, strict=True)] for pair in zip(texts, known, strict=True)]
+    return canvases.draw(made, right, [_end(policy.decode(p.tokens)) for p in made.prompts], tokens, each)
+
+
+def _end(prompt: str, letters: int = 30) -> str:
+    """The end of a prompt, on one line."""
+    line = " ".join(prompt.replace("$", r"\$").split())
+    return line if len(line) <= letters else "…" + line[1 - letters :]
 
 
 def _grid(made: Rollouts, right: list[bool], latent: Latent, each: int) -> Any:
@@ -50,12 +81,14 @@ def _grid(made: Rollouts, right: list[bool], latent: Latent, each: int) -> Any:
     count = len(made) // each
     pictures = [side_by_side(np.asarray(sample)) for sample in made.texts]
     inches = 0.55 if latent != PICTURES else 1.5
-    figure = Figure(figsize=(inches * count * pictures[0].shape[1] / pictures[0].shape[0], inches * each))
+    figure = Figure(figsize=(inches * count * pictures[0].shape[1] / pictures[0].shape[0], inches * each + 0.2))
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.99, 0.12, 0.12)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.95, 0.12, 0.12)
     for i, (picture, fine) in enumerate(zip(pictures, right, strict=True)):
         axes = figure.add_subplot(each, count, i % each * count + i // each + 1)
         axes.imshow(picture, cmap="gray_r", vmin=latent.low, vmax=latent.high)
+        if i % each == 0:
+            axes.set_title(made.prompts[i // each].row["prompt"], fontsize=8, pad=3)
         axes.set_xticks([])
         axes.set_yticks([])
         for side in axes.spines.values():

@@ -31,6 +31,8 @@ class SourceSpec(BaseModel):
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     """The class of transformers that loads it."""
+    remote_classes: ClassVar[tuple[str, ...]] = ()
+    """Others under which a model that brings its own code may be known instead."""
 
     name: str | None = None
     init: Any = None
@@ -153,14 +155,22 @@ def _pretrained(spec: SourceSpec, tokenizer: Any) -> tuple[Any, Any]:
         options["attn_implementation"] = spec.attn
     if local and (Path(spec.name) / "adapter_config.json").is_file():
         return _load_adapters(spec, options), tokenizer
-    load = lambda: _auto(spec).from_pretrained(spec.name, **options)  # noqa: E731
+    load = lambda: _auto(spec, spec.name).from_pretrained(spec.name, **options)  # noqa: E731
     return _ask(spec.name, local, "model", load), tokenizer
 
 
-def _auto(spec: SourceSpec) -> Any:
+def _auto(spec: SourceSpec, name: str | None) -> Any:
+    """The class that loads the model `name`: the kind's own, or the one under which its own code is known."""
     import transformers
 
-    return getattr(transformers, spec.auto_class)
+    chosen = spec.auto_class
+    if spec.trust_remote_code and spec.remote_classes:
+        revision = {} if spec.revision is None else {"revision": spec.revision}
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=True, **revision)
+        known = getattr(config, "auto_map", None) or {}
+        if known:
+            chosen = next((c for c in (chosen, *spec.remote_classes) if c in known), chosen)
+    return getattr(transformers, chosen)
 
 
 def _check_folder(name: str) -> bool:
@@ -200,6 +210,8 @@ def _ask(name: str, local: bool, what: str, load: Any) -> Any:
             if what == "tokenizer"
             else "check that the folder is complete and that this version of transformers knows the architecture"
         )
+        if "trust_remote_code" in str(error):
+            hint = "read the code in the folder; model.trust_remote_code=true then runs it"
         raise PolicyError(f"cannot load the {what}: {first}", where=name, hint=hint) from error
 
 
@@ -252,7 +264,7 @@ def _load_adapters(spec: SourceSpec, options: dict[str, Any]) -> Any:
             hint="export with the adapters merged into the weights (coterie export does)",
         )
     options = {key: value for key, value in options.items() if key != "revision"}
-    load = lambda: _auto(spec).from_pretrained(base, **options)  # noqa: E731
+    load = lambda: _auto(spec, base).from_pretrained(base, **options)  # noqa: E731
     model = _ask(base, _check_folder(base), "model", load)
     return peft.PeftModel.from_pretrained(model, spec.name, is_trainable=True)
 

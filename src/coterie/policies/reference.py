@@ -91,6 +91,7 @@ class Reference:
 
 
 def _adapters_are_zero(policy: Policy) -> bool:
-    """Whether the adapters still do nothing: LoRA starts with B = 0."""
-    ups = [p for name, p in policy.state_dict().items() if "lora_B" in name]
-    return bool(ups) and all(not p.any() for p in ups)
+    """Whether switching the adapters off gives the policy back: LoRA starts with B = 0, and nothing else is trained."""
+    state = policy.state_dict()
+    ups = [p for name, p in state.items() if "lora_B" in name]
+    return bool(ups) and all(not p.any() for p in ups) and all("lora_" in name for name in state)

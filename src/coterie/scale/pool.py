@@ -160,8 +160,10 @@ class Pool:
             cause = error.cause
             if isinstance(cause, self.ray.exceptions.RayError):  # the rollouts went with the worker that made them
                 return self._again(task, "the rollouts were lost")
-            raise cause if isinstance(cause, CoterieError) else RunError(
-                f"a {_name(task.actor)} worker failed: {_first_line(cause)}", hint="coterie resume RUN"
+            raise (
+                cause
+                if isinstance(cause, CoterieError)
+                else RunError(f"a {_name(task.actor)} worker failed: {_first_line(cause)}", hint="coterie resume RUN")
             ) from error
         except self.ray.exceptions.RayError as error:
             return self._replace(task, f"died ({type(error).__name__})")

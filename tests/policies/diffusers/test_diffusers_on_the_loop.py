@@ -153,7 +153,9 @@ def test_resumed_it_goes_on_bit_for_bit(how: str, tmp_path: Path) -> None:
     if how == "lora":
         assert files.LORA in [f.name for f in (checkpoint / "policy").iterdir()]
     rows = rollout_store.read(tmp_path / "whole/rollouts/step-000002.parquet")
-    assert rows[0]["completion"].startswith("data:image/png;base64,") and "red" in rows[0]["prompt"] + rows[-1]["prompt"]
+    assert (
+        rows[0]["completion"].startswith("data:image/png;base64,") and "red" in rows[0]["prompt"] + rows[-1]["prompt"]
+    )
 
 
 def test_your_own_prompts_and_reward(tmp_path: Path) -> None:

@@ -262,7 +262,9 @@ def test_gradients(name: str) -> None:
     assert (values[0] - values[1]) / 2e-3 == pytest.approx(length, rel=0.02)
 
 
-def score_with_frozen_guidance(policy: DiffusersPolicy, rollouts: Any, move: float, grads: Any, length: float) -> Tensor:
+def score_with_frozen_guidance(
+    policy: DiffusersPolicy, rollouts: Any, move: float, grads: Any, length: float
+) -> Tensor:
     """Log-probs summed, with what guidance leads away from as it was before the move."""
     real = policy._predict
 
@@ -392,9 +394,7 @@ def test_levels_are_the_pipelines_own_and_shift_moves_them_further() -> None:
     torch.testing.assert_close(own, policy.pipe.scheduler.sigmas)
     moved = policy.levels(Denoising(6, shift=2.0))
     torch.testing.assert_close(moved, 2 * own / (1 + own))
-    solver = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
+    solver = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     same = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     same.set_timesteps(6)
     torch.testing.assert_close(schedule_of(solver).grid(6, 1.0, {}).levels.float(), same.sigmas)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from coterie.policies.masked_diffusion.learned import Actions, Schedule, count, temperature
 from coterie.policies.masked_diffusion.schedule import plan, scores
 from coterie.rollout.engines.sampling import draw, uniform
 from coterie.rollouts import Sampling
@@ -27,6 +28,12 @@ class Trace(NamedTuple):
     logp: Tensor
     """float32 (float64 for a float64 model); 0 where nothing was decided"""
     entropy: Tensor
+    actions: Actions | None = None
+    """of a learned schedule"""
+
+
+_ACTIONS = 2**41
+"""Positions of a seed's numbers from here on are for a learned schedule."""
 
 
 @torch.no_grad()
@@ -38,33 +45,49 @@ def decode(
     unmask: Unmask,
     mask_id: int,
     eos_id: int | None,
+    learned: Schedule | None = None,
 ) -> Trace:
     """Fill the masked places of `canvas` [B,C]; the others are given. Rows are independent of each other.
 
     A row's random numbers depend on its seed [B], the pass and the place alone. Unless unmask.after_end, a row ends
-    where an EOS stands with no masked place before it: what is behind stays masked.
+    where an EOS stands with no masked place before it: what is behind stays masked. A `learned` schedule decides before
+    each pass of a row on its temperature and its number of places.
     """
     canvas = canvas.clone()
     width = canvas.shape[1]
     unmasked = torch.full_like(canvas, -1)
     passes = canvas.new_zeros(len(canvas))
     logp = entropy = None
-    for step in plan(width, unmask):
+    steps = plan(width, unmask)
+    actions = None if learned is None else _none(learned, len(canvas), len(steps))
+    for step in steps:
         block = slice(step.start, step.stop)
         open_ = (canvas == mask_id) & ~_ended(canvas, mask_id, eos_id, unmask.after_end).unsqueeze(-1)
         if step.number == 0:
             masked = open_[:, block].sum(-1)
         left = open_[:, block].sum(-1)
-        count = left.clamp_max(1) if unmask.threshold is not None else step.count(masked, left).minimum(left)
-        rows = (count > 0).nonzero().squeeze(-1)
+        if unmask.threshold is not None or learned is not None:
+            planned = left.clamp_max(1)
+        else:
+            planned = step.count(masked, left).minimum(left)
+        rows = (planned > 0).nonzero().squeeze(-1)
         if not len(rows):
             continue
+        many = planned[rows]
+        factor = None
+        if learned is not None and actions is not None:
+            at = passes[rows]
+            chance = torch.stack([uniform(seeds[rows], _ACTIONS + 2 * at + field) for field in (0, 1)], -1)
+            value, density = learned.draw(at, chance, sampling.temperature == 0.0)
+            actions.value[rows, at], actions.logp[rows, at] = value, density
+            many, factor = count(value, left[rows], step.of - step.number), temperature(value)
         here = torch.zeros_like(open_[rows])
         here[:, block] = open_[rows][:, block]
         row, place = here.nonzero(as_tuple=True)
         logits = forward(rows, canvas[rows])[row, place]
         position = (passes[rows][row] * width + place) * 2
-        tokens, found, spread = draw(logits, sampling, uniform(seeds[rows][row], position), entropy=True)
+        heated = logits if factor is None else logits / factor[row].unsqueeze(-1).to(logits)
+        tokens, found, spread = draw(heated, sampling, uniform(seeds[rows][row], position), entropy=True)
         assert spread is not None
         if logp is None or entropy is None:
             logp, entropy = (found.new_zeros(canvas.shape) for _ in range(2))
@@ -72,7 +95,6 @@ def decode(
         if eos_id is not None:
             score = torch.where(proposed == eos_id, score * step.gamma, score)
         table = score.new_full(here.shape, -1.0).masked_scatter(here, score)
-        many = count[rows]
         if unmask.threshold is not None:
             many = many.maximum((table >= unmask.threshold).sum(-1))
         rank = table.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
@@ -83,7 +105,13 @@ def decode(
         passes[rows] += 1
     if logp is None or entropy is None:  # everything was given
         logp, entropy = (torch.zeros(canvas.shape, device=canvas.device) for _ in range(2))
-    return Trace(canvas, unmasked, logp, entropy)
+    return Trace(canvas, unmasked, logp, entropy, actions)
+
+
+def _none(learned: Schedule, rows: int, passes: int) -> Actions:
+    """No action yet, for each pass that there may be."""
+    like = learned.weight.detach()
+    return Actions(like.new_zeros(rows, passes, like.shape[1]), like.new_zeros(rows, passes))
 
 
 def _ended(canvas: Tensor, mask_id: int, eos_id: int | None, after_end: bool) -> Tensor:

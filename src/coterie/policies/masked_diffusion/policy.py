@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from coterie.errors import PolicyError
+from coterie.metrics import record
 from coterie.policies.loading import load_model_and_tokenizer
 from coterie.policies.masked_diffusion import likelihood
 from coterie.policies.masked_diffusion.decode import Trace, before_end, decode
+from coterie.policies.masked_diffusion.learned import Schedule, temperature
 from coterie.policies.masked_diffusion.likelihood import Inputs
+from coterie.policies.masked_diffusion.schedule import plan
 from coterie.policies.masked_diffusion.spec import MaskedDiffusionSpec
 from coterie.policies.transformers_policy import TransformersPolicy
 from coterie.rollout.engines.local import evaluating
@@ -31,7 +35,8 @@ class MaskedDiffusion(TransformersPolicy):
 
     The decision axis is the canvas, in the order of the text; `pass_index` says when a decision was taken. `media` keep
     the whole canvas: `canvas` [B,C] (the mask token where none was put), `unmasked` [B,C] (the pass that put it, -1 for
-    none) and `noise` [B], the seed of the masks of an estimate.
+    none) and `noise` [B], the seed of the masks of an estimate. With a learned schedule (unmask.learned) its decisions
+    stand behind the canvas, one a forward pass, marked by `schedules`; `media` keep them as `actions` [B,P,2].
     """
 
     decisions = "unmaskings"
@@ -60,6 +65,13 @@ class MaskedDiffusion(TransformersPolicy):
         self.eos_id: int | None = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_id if self.eos_id is not None else 0
+        self.schedule: Schedule | None = None
+        if self.unmask.learned:
+            self.schedule = Schedule(len(plan(self.width, self.unmask)), self.unmask.explore, self.unmask.rate)
+            self.schedule.to(device=self.device, dtype=widen(torch.empty(0, dtype=self.model.dtype)).dtype)
+            if spec.name is not None:
+                self.schedule.load(spec.name)
+            self.model.schedule = self.schedule  # so that it is trained, copied and restored with the rest
         self._check_bidirectional()
 
     @classmethod
@@ -92,8 +104,9 @@ class MaskedDiffusion(TransformersPolicy):
     ) -> Rollouts:
         """One group a prompt, one rollout a seed: the table with everything the roll-out stage provides.
 
-        given: [B,C] tokens that stand in the canvas from the beginning, -1 where there is none. `ended` is called with
-        the number and text of each rollout.
+        given: [B,C] tokens that stand in the canvas from the beginning, -1 where there is none; the column `given`
+        marks them. Nobody decided on them, so they are in the mask only where log-probs are estimates, which say how
+        likely a token is wherever it comes from. `ended` is called with the number and text of each rollout.
         """
         sizes = torch.tensor([len(s) for s in seeds], device=self.device)
         groups = torch.arange(len(prompts), device=self.device).repeat_interleave(sizes)
@@ -107,20 +120,35 @@ class MaskedDiffusion(TransformersPolicy):
             return torch.cat([self._logits(*self._lay_out(tokens, groups[rows[c]], now[c])) for c in self._cut(now)])
 
         with evaluating(self.model):
-            trace = decode(forward, canvas, seed, sampling, self.unmask, self.mask_id, self.eos_id)
-        table = self._table(prompts, groups, trace, sampling, seed)
+            trace = decode(forward, canvas, seed, sampling, self.unmask, self.mask_id, self.eos_id, self.schedule)
+        table = self._table(prompts, groups, trace, sampling, seed, None if given is None else canvas != self.mask_id)
         if entropy:
-            table = table.with_columns(entropy_old=torch.where(table["mask"], trace.entropy, 0.0))
+            spread = trace.entropy
+            if self.schedule is not None:
+                spread = torch.cat(
+                    [spread, torch.full_like(table.media["actions"][..., 0], self.schedule.entropy())], 1
+                )
+            table = table.with_columns(entropy_old=torch.where(table["mask"], spread, 0.0))
         for number, text in enumerate(table.texts):
             if ended is not None:
                 ended(number, text)
         return table
 
     def _table(
-        self, prompts: Sequence[Prompt], groups: Tensor, trace: Trace, sampling: Sampling, seed: Tensor
+        self,
+        prompts: Sequence[Prompt],
+        groups: Tensor,
+        trace: Trace,
+        sampling: Sampling,
+        seed: Tensor,
+        given: Tensor | None,
     ) -> Rollouts:
-        inside = before_end(trace.canvas, self.eos_id)
-        mask = trace.unmasked >= 0 if self.unmask.after_end else (trace.unmasked >= 0) & inside
+        inside = torch.ones_like(trace.canvas, dtype=torch.bool)
+        if not self.unmask.after_end:
+            inside = before_end(trace.canvas, self.eos_id)
+        mask = (trace.unmasked >= 0) & inside
+        if given is not None and self.estimates:
+            mask |= given & inside
         columns = {
             "groups": groups,
             "tokens": torch.where(trace.canvas == self.mask_id, self.pad_id, trace.canvas),
@@ -133,9 +161,39 @@ class MaskedDiffusion(TransformersPolicy):
             "passes": trace.unmasked.amax(-1) + 1,
             "prompt_index": torch.tensor([p.index for p in prompts], device=self.device)[groups],
         }
+        if given is not None:
+            columns["given"] = given & inside
         texts = [self.decode([t for t in row if t != self.mask_id]) for row in trace.canvas.tolist()]
         media = {"canvas": trace.canvas, "unmasked": trace.unmasked, "noise": seed}
+        if trace.actions is not None:
+            columns |= self._schedule_columns(trace, columns)
+            media["actions"] = trace.actions.value
         return Rollouts(list(prompts), dict(columns), sampling, texts, media)
+
+    def _schedule_columns(self, trace: Trace, of_tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns of decisions with those of the schedule behind the canvas, one a forward pass."""
+        assert trace.actions is not None
+        value = trace.actions.value
+        number = torch.arange(value.shape[1], device=value.device).expand(value.shape[:2])
+        made = number < of_tokens["passes"].unsqueeze(-1)
+        record("schedule/temperature", temperature(value), made)
+        record("schedule/places", trace.unmasked.ge(0).sum(-1) / of_tokens["passes"].clamp_min(1))
+        own = {
+            "tokens": torch.full_like(number, self.pad_id),
+            "mask": made,
+            "logp_old": trace.actions.logp,
+            "version": torch.where(made, self.version, 0),
+            "pass_index": torch.where(made, number, 0),
+            "given": torch.zeros_like(made),
+        }
+        out = {
+            name: torch.cat([of_tokens[name], x.to(of_tokens[name])], 1) for name, x in own.items() if name in of_tokens
+        }
+        return {
+            **out,
+            "lengths": out["mask"].sum(-1),
+            "schedules": torch.cat([torch.zeros_like(of_tokens["mask"]), made], 1),
+        }
 
     # Scoring
 
@@ -157,10 +215,12 @@ class MaskedDiffusion(TransformersPolicy):
             )
         canvas, noise = (rollouts.media[name].to(self.device) for name in ("canvas", "noise"))
         mask = torch.zeros_like(canvas, dtype=torch.bool)
-        mask[:, : rollouts["mask"].shape[1]] = rollouts["mask"].to(self.device)
+        places = rollouts["mask"][:, : canvas.shape[1]].to(self.device)
+        mask[:, : places.shape[1]] = places
         inputs = self._inputs(rollouts, mask)
         prompts, groups = [p.tokens for p in rollouts.prompts], rollouts["groups"].to(self.device)
         share = self.unmask.prompt_masking
+        factor = self._temperatures(rollouts)
         parts: list[dict[str, Tensor]] = []
         cuts = list(self._cut(inputs.hidden))
 
@@ -169,6 +229,8 @@ class MaskedDiffusion(TransformersPolicy):
             shown = torch.where(hidden, self.mask_id, canvas[rows])
             hide = (noise[rows], share) if share else None
             logits = self._logits(*self._lay_out(prompts, groups[rows], shown, hide))[asked]
+            if factor is not None:
+                logits = logits / factor[rows][asked].unsqueeze(-1).to(logits)
             return measure(logits, canvas[rows][asked], rollouts.sampling, want)
 
         with evaluating(self.model):
@@ -183,7 +245,50 @@ class MaskedDiffusion(TransformersPolicy):
             each = values.new_zeros(asked.shape).masked_scatter(asked, values * inputs.weight[asked].to(values.dtype))
             total = values.new_zeros(canvas.shape).index_add(0, inputs.row, each)
             found[name] = total[:, :width]
+            if self.schedule is not None and width > canvas.shape[1]:
+                found[name] = torch.cat(
+                    [found[name], self._schedule_scores(name, rollouts, width - canvas.shape[1])], 1
+                )
         return found
+
+    def _temperatures(self, rollouts: Rollouts) -> Tensor | None:
+        """The factor on the temperature at which each place was filled, by a learned schedule. [B,C]"""
+        if self.schedule is None:
+            return None
+        of_pass = temperature(rollouts.media["actions"].to(self.device))
+        return of_pass.gather(1, rollouts.media["unmasked"].to(self.device).clamp_min(0))
+
+    def _schedule_scores(self, name: str, rollouts: Rollouts, passes: int) -> Tensor:
+        """Log-densities or entropies of the schedule's decisions in so many passes, 0 where masked. [B,passes]"""
+        assert self.schedule is not None
+        mask = rollouts["mask"][:, -passes:].to(self.device)
+        if name == "entropy":
+            return mask.to(self.schedule.weight) * self.schedule.entropy()
+        return torch.where(mask, self.schedule.logp(rollouts.media["actions"].to(self.device)[:, :passes]), 0.0)
+
+    def decision_texts(self, rollouts: Rollouts) -> list[list[str]]:
+        """The text of each token that was chosen; of a schedule's decision its temperature and odds."""
+        texts = super().decision_texts(rollouts)
+        if self.schedule is None:
+            return texts
+        said = rollouts.media["actions"].cpu()
+        for row, (own, mask) in enumerate(zip(texts, rollouts["mask"].cpu(), strict=True)):
+            passes = int(mask[self.width :].sum())
+            for number in range(passes):
+                action = said[row, number]
+                own[len(own) - passes + number] = f" [×{temperature(action):.2f} {action[1]:+.1f}]"
+        return texts
+
+    def save(self, folder: str | Path, *, merge: bool = False) -> None:
+        """As other models are saved, and the learned schedule beside them, in a file of its own."""
+        if self.schedule is None:
+            return super().save(folder, merge=merge)
+        del self.model.schedule
+        try:
+            super().save(folder, merge=merge)
+        finally:
+            self.model.schedule = self.schedule
+        self.schedule.save(folder)
 
     def renoise(self, rollouts: Rollouts, epoch: int) -> Rollouts:
         """The same rollouts, to be estimated with other masks."""
@@ -256,11 +361,29 @@ class MaskedDiffusion(TransformersPolicy):
 
     def _logits(self, ids: Tensor, attention: Tensor, place: Tensor) -> Tensor:
         """Logits of every place of the canvas, the mask token impossible. [N,C,V]"""
-        whole = bool(attention.all())
-        logits = self.model(input_ids=ids, **({} if whole else {"attention_mask": attention.long()})).logits
-        here = logits.gather(1, place.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+        logits = self._forward(ids, attention)
+        read = (place - 1).clamp_min(0) if self.spec.shifted else place
+        here = logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
         forbidden = torch.tensor([self.mask_id], device=here.device)
         return widen(here).index_fill(-1, forbidden, float("-inf"))
+
+    def _forward(self, ids: Tensor, attention: Tensor) -> Tensor:
+        """Logits of every token, padding behind them left aside. [N,W] -> [N,W,V]
+
+        A model's own code may not know of padding (LLaDA's did not at first): there, rows of one length go together.
+        """
+        if bool(attention.all()):
+            return self.model(input_ids=ids).logits
+        if not self.spec.trust_remote_code:
+            return self.model(input_ids=ids, attention_mask=attention.long()).logits
+        lengths = attention.sum(-1)
+        parts, rows = [], []
+        for length in lengths.unique().tolist():
+            here = (lengths == length).nonzero().squeeze(-1)
+            logits = self.model(input_ids=ids[here, :length]).logits
+            parts.append(torch.nn.functional.pad(logits, (0, 0, 0, ids.shape[1] - length)))
+            rows.append(here)
+        return torch.cat(parts)[torch.cat(rows).argsort()]
 
     def _cut(self, canvas: Tensor) -> Iterator[Tensor]:
         """Rows of a batch in chunks of at most CHUNK places."""

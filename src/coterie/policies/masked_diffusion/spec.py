@@ -11,14 +11,20 @@ from coterie.policies.masked_diffusion.tiny import TinyMaskedSpec, build
 
 
 class MaskedDiffusionSpec(SourceSpec):
-    """A bidirectional transformer with a mask token: any masked LM of transformers, from disk, the hub or scratch."""
+    """A bidirectional transformer with a mask token, from disk, the hub or scratch: any masked LM of transformers, or a
+    model that brings its own code, as LLaDA and Dream do (trust_remote_code).
+    """
 
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
+    remote_classes: ClassVar[tuple[str, ...]] = ("AutoModelForCausalLM", "AutoModel")
 
     kind: Literal["masked_diffusion"] = "masked_diffusion"
     init: TinyMaskedSpec | None = None
     mask_token_id: int | None = Field(None, ge=0)
     """The token that hides a place, where neither tokenizer nor model config say which."""
+    shifted: bool = False
+    """Whether what the model says at a place is about the next one, as in models that were made of causal ones (Dream,
+    DiffuCoder)."""
 
     def build(self) -> tuple[Any, Any]:
         assert self.init is not None
