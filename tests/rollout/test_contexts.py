@@ -102,9 +102,9 @@ def test_a_window_reads_the_last_turns_in_their_own_tokens(policy: CausalLM) -> 
     for i in range(len(made)):
         begin = made["tokens"][i][: int(made["mask"][i].long().argmax())].tolist()
         if begin:  # the action of the row before, and what it was answered
-            before = [t for t in made["tokens"][i - 1].tolist() if t]  # without padding
-            assert begin == before[-len(begin) :]
             last = made["turn"][i - 1] == made["turn"][i - 1].max()
+            at = int(last.long().argmax())
+            assert begin == made["tokens"][i - 1][at : at + len(begin)].tolist()
             said = made["tokens"][i - 1][last].tolist()
             assert begin[: len(said)] == said and len(begin) == len(said) + 3
 
