@@ -68,6 +68,7 @@ logp_teacher | B T    | teacher     | float | log-prob under the teacher model, 
 turn         | B T    | environment | int   | turn or step of each decision, -1 where masked or in none
 state_key    | B U    | environment | int   | hashable observation key of each turn
 step_rewards | B U    | environment | float | reward of each turn or process step, 0 where there is none
+turns_after  | B      | environment | int   | turns behind the row's last, where an episode has several rows
 parent       | B      | environment | int   | rollout this one was forked from, itself where it was not
 branch       | B      | environment | int   | decision at which it was forked, -1 where it was not
 heat         | B      | environment | float | temperature it was drawn at over that of the run, 1 where as the run says

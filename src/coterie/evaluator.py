@@ -10,6 +10,7 @@ import torch
 from coterie.environments.base import World
 from coterie.evaluation import summarise
 from coterie.policies.base import Policy
+from coterie.rollout.contexts import one_row_each
 from coterie.rollout.episodes import play
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sampling import held_out as held_out_spec
@@ -75,7 +76,7 @@ def complete(
         if world is None:
             parts.append(policy.rollout(prompts, seeds, sampling))
         else:
-            parts.append(play(policy, prompts, seeds, sampling, world))
+            parts.append(one_row_each(play(policy, prompts, seeds, sampling, world)))
     return Rollouts.concat(parts)
 
 

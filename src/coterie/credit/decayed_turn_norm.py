@@ -15,6 +15,7 @@ def decayed_turn_norm(
     groups: Tensor,
     turn: Tensor,
     mask: Tensor,
+    turns_after: Tensor | None = None,
     *,
     gamma: float = 0.995,
     ddof: int = 0,
@@ -24,12 +25,16 @@ def decayed_turn_norm(
 
     Among episodes of one reward above 0 the shorter ones, and in each the later turns, are worth more. Long episodes
     count more in mean and deviation. Where all are equal, as where all rewards are 0 or gamma is 1 and rewards are
-    equal, it is exactly 0; decisions in no turn get 0.
+    equal, it is exactly 0; decisions in no turn get 0. turns_after says how many turns of its episode lie behind a row,
+    where an episode has several.
     """
     count = turn_count(turn, mask).unsqueeze(-1)
     number = torch.arange(max(int(count.max()), 1), device=turn.device)
     there = number < count
-    decay = rewards.new_tensor(gamma) ** (count - 1 - number).clamp_min(0).to(rewards.dtype)
+    ahead = (count - 1 - number).clamp_min(0)
+    if turns_after is not None:
+        ahead = ahead + turns_after.unsqueeze(-1)
+    decay = rewards.new_tensor(gamma) ** ahead.to(rewards.dtype)
     value = decay * rewards.unsqueeze(-1)
     if not bool(there.any()):
         return torch.zeros_like(mask, dtype=rewards.dtype)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from coterie.errors import RecipeError
+
+if TYPE_CHECKING:
+    from coterie.rollout.contexts import Context
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class World:
     make: a new environment. turns: the most actions of an episode. turn_tokens: the most tokens of an action; the whole
     episode, observations included, has rollout.max_tokens. timeout: seconds a call of the environment may take; with
     one, each environment lives in a process of its own that can be killed. most_failed: the share of a batch's episodes
-    that may fail before the run ends with an error.
+    that may fail before the run ends with an error. context: what is still read of an episode that grows, all of it for
+    None (see `coterie.rollout.contexts`); with one, rollout.max_tokens is for what is read after the prompt.
     """
 
     make: Callable[[], Environment]
@@ -51,6 +55,7 @@ class World:
     turn_tokens: int | None = None
     timeout: float | None = None
     most_failed: float = 0.5
+    context: Context | None = None
 
     def __post_init__(self) -> None:
         for name in ("turns", "turn_tokens", "timeout"):
@@ -64,7 +69,8 @@ class World:
         name = getattr(self.make, "__name__", None) or type(self.make).__name__
         tokens = "any number of" if self.turn_tokens is None else f"at most {self.turn_tokens}"
         where = "in this process" if self.timeout is None else f"in processes of their own, {self.timeout:g} s a call"
-        return f"{name}: at most {self.turns} turns of {tokens} tokens, {where}"
+        read = "" if self.context is None else f", reading {self.context}"
+        return f"{name}: at most {self.turns} turns of {tokens} tokens, {where}{read}"
 
 
 @dataclass

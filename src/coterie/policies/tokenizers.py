@@ -20,14 +20,15 @@ def encode(tokenizer: Any, prompt: str | Sequence[Message], system: str | None =
     Plain text gets what the tokenizer puts around a sequence, less a second BOS (text that writes its own) and less a
     closing EOS (after which nothing would be left to say). A conversation goes through the chat template with
     `add_generation_prompt`; the template is the authority on BOS, so none is added. With `system`, a plain prompt
-    becomes the user's message. Raises PolicyError where there is no template, or nothing to condition on.
+    becomes the user's message. `tools` of a prompt (see `coterie.environments.tools.Conversation`) are shown by the
+    template. Raises PolicyError where there is no template, or nothing to condition on.
     """
     if isinstance(prompt, str) and system is None:
         return _encode_text(tokenizer, prompt)
     messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if system is not None and not (messages and messages[0]["role"] == "system"):
         messages = [{"role": "system", "content": system}, *messages]
-    return _encode_messages(tokenizer, messages)
+    return _encode_messages(tokenizer, messages, _tools(prompt))
 
 
 def _encode_text(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -49,7 +50,11 @@ def _encode_text(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _encode_messages(tokenizer: Any, messages: list[Message]) -> tuple[int, ...]:
+def _tools(prompt: Any) -> list[Message] | None:
+    return getattr(prompt, "tools", None) or None
+
+
+def _encode_messages(tokenizer: Any, messages: list[Message], tools: list[Message] | None) -> tuple[int, ...]:
     from jinja2 import TemplateError
 
     if not messages:
@@ -61,7 +66,13 @@ def _encode_messages(tokenizer: Any, messages: list[Message]) -> tuple[int, ...]
             hint="set model.chat_template=PATH to a Jinja template, use an instruct model, or give plain-text prompts",
         )
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+        if tools and text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True):
+            raise PolicyError(
+                "the prompt has tools and the chat template does not show them",
+                where="encode",
+                hint="a template that knows tools (model.chat_template=PATH), or the task's plain-text prompts",
+            )
     except TemplateError as error:
         raise PolicyError(
             f"the chat template rejects the conversation: {error}",
@@ -92,7 +103,7 @@ def reply(
         return encode_completion(tokenizer, observation)
     message = {"role": "user", "content": observation} if isinstance(observation, str) else dict(observation)
     messages = [*prompt, {"role": "assistant", "content": _STAND_IN}, message]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(messages, tools=_tools(prompt), tokenize=False, add_generation_prompt=True)
     _, found, after = text.partition(_STAND_IN)
     if not found or _STAND_IN in after:
         raise PolicyError(

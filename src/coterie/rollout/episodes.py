@@ -1,7 +1,7 @@
 """Episodes of many turns: the policy acts, the world answers, and both are one line of tokens.
 
 What the world said is context and never a decision; what is trained on are the very tokens that were sampled. Nothing
-is rendered or tokenised twice: a turn only appends.
+is rendered or tokenised twice: a turn only appends, unless the world's context is written anew (`contexts`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from coterie.environments.base import Episode, World
 from coterie.environments.hosts import Failed, Hosts
 from coterie.errors import RunError
 from coterie.metrics import record
+from coterie.rollout.contexts import Moment, Segment, cut
 from coterie.rollout.forks import Line, go_on, room, start, table
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.streams import stream
@@ -35,29 +36,31 @@ def play(
 
     Gives the columns `turn`, `step_rewards` and `state_key`, and `episodes` for graders. An episode is truncated where
     the turns or the tokens ended it. One whose environment failed stays in the table without a reward; its seeds and
-    those of the others do not depend on each other.
+    those of the others do not depend on each other. With a context an episode has a row for each of its segments, in
+    order, and `turns_after`; turns are counted in the row.
     """
     owner = [g for g, own in enumerate(seeds) for _ in own]
     seed = [s for own in seeds for s in own]
     blank = start(policy, prompts)
-    lines: list[Line] = [blank[g] for g in owner]
+    rows = [[Segment(blank[g])] for g in owner]
     episodes = [Episode() for _ in owner]
-    turns: list[list[int]] = [[] for _ in owner]
     hosts = Hosts(world, len(owner))
     try:
         state = _begun(hosts, prompts, owner, episodes)
         live = [i for i in range(len(owner)) if episodes[i].failed is None]
         for turn in range(world.turns):
-            live = [i for i in live if room(policy, prompts[owner[i]], sampling) > len(lines[i])]
+            now = [own[-1] for own in rows]
+            live = [i for i in live if room(policy, prompts[owner[i]], sampling) > len(now[i].line)]
             if not live:
                 break
-            forks = [(lines[i], [stream(seed[i], "turn", turn)]) for i in live]
+            forks = [(now[i].line, [stream(seed[i], "turn", turn)]) for i in live]
             made = go_on(policy, prompts, forks, sampling, entropy, at_most=world.turn_tokens)
             actions: dict[int, str] = {}
             for i, line in zip(live, made, strict=True):
-                said = line.tokens[len(lines[i]) :].tolist()
-                turns[i] += [turn] * len(said)
-                lines[i] = line
+                said = line.tokens[len(now[i].line) :].tolist()
+                now[i].starts.append(len(now[i].line))
+                now[i].turns += [turn - now[i].first] * len(said)
+                now[i].line = line
                 out_of_room = line.truncated and len(line) >= room(policy, prompts[owner[i]], sampling)
                 if not out_of_room:  # else the action is not whole
                     actions[i] = policy.decode(said, sampling.stop)
@@ -74,18 +77,16 @@ def play(
                 episode.done = step.done
                 state[i] = str(step.info.get("state", step.observation))
                 if step.done:
-                    lines[i] = replace(lines[i], truncated=False)
+                    now[i].line = replace(now[i].line, truncated=False)
                 elif turn + 1 < world.turns:
-                    ids = policy.reply(prompts[owner[i]].row.get("prompt"), step.observation, lines[i].tokens.tolist())
-                    turns[i] += [-1] * len(ids)
-                    lines[i] = lines[i].followed_by(ids)
+                    rows[i] = _heard(policy, prompts[owner[i]], rows[i], blank[owner[i]], episode, world)
                 else:
-                    lines[i] = replace(lines[i], truncated=True)
+                    now[i].line = replace(now[i].line, truncated=True)
             live = [i for i in actions if episodes[i].failed is None and not episodes[i].done]
     finally:
         hosts.close()
     _report(episodes, world)
-    return _table(policy, prompts, lines, sampling, episodes, turns)
+    return _table(policy, prompts, rows, sampling, episodes, world)
 
 
 def _begun(hosts: Hosts, prompts: Sequence[Prompt], owner: list[int], episodes: list[Episode]) -> dict[int, str]:
@@ -110,29 +111,57 @@ def _report(episodes: Sequence[Episode], world: World) -> None:
         )
 
 
+def _heard(
+    policy: Any, prompt: Prompt, rows: list[Segment], blank: Line, episode: Episode, world: World
+) -> list[Segment]:
+    """The segments of an episode after the world has answered: the last one goes on, or a new one follows."""
+    question, last = prompt.row.get("prompt"), rows[-1]
+
+    def reply(said: Sequence[int]) -> Sequence[int]:
+        return policy.reply(question, episode.observations[-1], said)
+
+    ids = reply(last.line.tokens.tolist())
+    last.turns += [-1] * len(ids)
+    last.line = last.line.followed_by(ids)
+    if world.context is None:
+        return rows
+    after = cut(last, blank, world.context, Moment(episode, last.spans(), policy.encode_completion, reply))
+    return rows if after is last else [*rows, after]
+
+
 def _table(
     policy: Any,
     prompts: Sequence[Prompt],
-    lines: list[Line],
+    rows: list[list[Segment]],
     sampling: Sampling,
     episodes: list[Episode],
-    turns: list[list[int]],
+    world: World,
 ) -> Rollouts:
-    width = max((max(own, default=0) + 1 for own in turns), default=1)  # a last turn that was cut off has no state
-    rewards = torch.zeros(len(lines), width)
-    keys = torch.full((len(lines), width), -1, dtype=torch.int64)
-    for i, episode in enumerate(episodes):
-        rewards[i, : len(episode.rewards)] = torch.tensor(episode.rewards)
-        keys[i, : len(episode.states)] = torch.tensor([key_of(s) for s in episode.states], dtype=torch.int64)
-    out = table(policy, prompts, lines, sampling)
+    """Every segment is a row, but the last where there was no room to decide anything in it."""
+    kept = [own[:-1] if len(own) > 1 and max(own[-1].turns) < 0 else own for own in rows]
+    segments = [replace(s, line=replace(s.line, truncated=own[-1].line.truncated)) for own in kept for s in own]
+    whose = [episode for episode, own in zip(episodes, kept, strict=True) for _ in own]
+    counts = [max(s.turns, default=-1) + 1 for s in segments]
+    width = max(*counts, 1)  # a last turn that was cut off has no state
+    rewards = torch.zeros(len(segments), width)
+    keys = torch.full((len(segments), width), -1, dtype=torch.int64)
+    for i, (episode, segment, count) in enumerate(zip(whose, segments, counts, strict=True)):
+        given, states = (x[segment.first : segment.first + count] for x in (episode.rewards, episode.states))
+        rewards[i, : len(given)] = torch.tensor(given)
+        keys[i, : len(states)] = torch.tensor([key_of(s) for s in states], dtype=torch.int64)
+    out = table(policy, prompts, [s.line for s in segments], sampling)
     turn = torch.full(out["mask"].shape, -1, dtype=torch.int64)
-    for i, own in enumerate(turns):
-        turn[i, : len(own)] = torch.tensor(own, dtype=torch.int64)
+    for i, segment in enumerate(segments):
+        turn[i, : len(segment.turns)] = torch.tensor(segment.turns, dtype=torch.int64)
     device = out["mask"].device
     out = out.with_columns(
         turn=torch.where(out["mask"], turn.to(device), -1), step_rewards=rewards.to(device), state_key=keys.to(device)
     )
-    return replace(out, episodes=episodes)
+    if world.context is not None:
+        ends = [own[-1].first + max(own[-1].turns, default=-1) + 1 for own in kept for _ in own]
+        after = [end - s.first - count for end, s, count in zip(ends, segments, counts, strict=True)]
+        out = out.with_columns(turns_after=torch.tensor(after, device=device))
+    return replace(out, episodes=whose)
 
 
 def key_of(state: Any) -> int:

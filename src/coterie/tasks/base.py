@@ -65,7 +65,10 @@ class Task:
     @property
     def provides(self) -> frozenset[str]:
         """Columns that come of its world."""
-        return frozenset() if self.world is None else frozenset({"turn", "step_rewards", "state_key"})
+        if self.world is None:
+            return frozenset()
+        own = {"turn", "step_rewards", "state_key"}
+        return frozenset(own if self.world.context is None else own | {"turns_after"})
 
     @property
     def judges(self) -> bool:

@@ -37,20 +37,27 @@ def first(rows: list[Row], count: int | None, setting: str, *, least: int = 1) -
 
 
 def generate(
-    make: Callable[[np.random.Generator], Row], train: int, held_out: int, seed: int, *, key: Key = prompt_of
+    make: Callable[[np.random.Generator], Row],
+    train: int,
+    held_out: int,
+    seed: int,
+    *,
+    key: Key = prompt_of,
+    distinct: Key = prompt_of,
 ) -> tuple[list[Row], list[Row]]:
     """(training, held-out) problems: distinct prompts, and no `key` (what makes two problems the same) on both sides.
+    distinct: what no two training problems share, where that is not the prompt.
 
     Raises RecipeError when the settings do not admit that many.
     """
     rng = np.random.default_rng(seed)
     held: dict[Hashable, Row] = {}
-    kept: dict[str, Row] = {}
+    kept: dict[Hashable, Row] = {}
     misses = 0
     while len(held) < held_out or len(kept) < train:
         row = make(rng)
         wanted = len(held) < held_out
-        known = key(row) in held or (not wanted and prompt_of(row) in kept)
+        known = key(row) in held or (not wanted and distinct(row) in kept)
         misses = misses + 1 if known else 0
         if misses > 1000:
             raise RecipeError(
@@ -61,7 +68,7 @@ def generate(
         if not known and wanted:
             held[key(row)] = row
         elif not known:
-            kept[prompt_of(row)] = row
+            kept[distinct(row)] = row
     return list(kept.values()), list(held.values())
 
 
