@@ -89,6 +89,7 @@ NEEDS: dict[str, list[str]] = {
     "granular-grpo": [*DENOISES, *FORKS, "denoise.steps=4", "rollout.group_size=8"],
     "mixgrpo": [*DENOISES, *WINDOW],
     "tempflow-grpo": [*DENOISES, *FORKS],
+    "srpo-sample-routed": [*EASY, "objective.loss.sample_routed.template='>{solution}>'"],
     "kdrl": ["teacher.model={init: {layers: 1, width: 16, heads: 2, context: 32}}"],
     "urpa": [functions("positions", "start=0", "end=0"), "credit.modifiers.interval_confidence.width=4"],
 }

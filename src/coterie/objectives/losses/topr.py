@@ -25,8 +25,8 @@ def topr(
     r is the ratio of the whole rollout, a product over its decisions, or with level="token" of each decision. w is
     detached. The sum is over a rollout's decisions, not their mean. A is meant to be the reward minus a constant, not
     minus the group's mean. A rollout that the policy has left is not pushed further, however long the run; one that it
-    would now take more often is never pushed harder than on policy. Near the sampler nothing tapers: where the mean A is
-    below 0, large steps push away whatever was sampled (topr/net_push).
+    would now take more often is never pushed harder than on policy. Near the sampler nothing tapers: where the mean A
+    is below 0, large steps push away whatever was sampled (topr/net_push).
     """
     a = per_decision(advantages, mask)
     gap = finite_or_zero(logp.detach() - logp_old, mask)
