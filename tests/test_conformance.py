@@ -66,6 +66,7 @@ SIGNAL_ON_EQUAL_REWARDS: dict[str, str] = {
 }
 # Pieces whose output draws random numbers or depends on the order of rows: "kind/slug" -> reason.
 NOT_EQUIVARIANT: dict[str, str] = {
+    "baseline/balanced_norm": "which bad rollouts stay is drawn by row",
     "baseline/granular_norm": "the samples of a fork are told apart by their order",
     "baseline/mixed_value_at_risk": "a bundle is made of prompts that follow each other",
     "filter/process_consistency": "of rollouts that agree equally the first go",
@@ -81,7 +82,7 @@ PLAIN = {"coef", "eps", "eps_low", "eps_high", "ddof", "gamma"}
 
 ROW_LEVEL = frozenset(n for n, c in COLUMNS.items() if c.shapes != ("scalar",))
 WIDE = frozenset(n for n, c in COLUMNS.items() if "B T" in c.shapes)
-DIFFERENTIABLE = ("logp", "entropy", "kl_ref", "mean_gap")
+DIFFERENTIABLE = ("logp", "entropy", "kl_ref", "mean_gap", "kl_shown")
 DTYPES = (torch.float64, torch.float32)
 
 

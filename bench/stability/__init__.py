@@ -54,6 +54,7 @@ OBJECTIVES = (
     Objective("OPMD", "opmd"),
     Objective("AsymRE", "asymre"),
     Objective("TOPR", "topr"),
+    Objective("TOPR, c = 0.2", "topr", ("credit.modifiers.baseline_shift.delta=-0.2",)),
     Objective("SAPO (soft gate)", "sapo-soft"),
     Objective("BAPO", "bapo-adaptive-clip"),
     Objective("TRPA", "trpa"),

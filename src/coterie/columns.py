@@ -63,6 +63,8 @@ logp_tempered| B T    | policy      | float | log-prob before the update at anot
 hidden_square| B T    | policy      | float | squared norm of what the output layer reads, over the temperature
 score_square | B T    | policy      | float | squared norm of the one-hot decision minus the probabilities
 score_variance| B T   | policy      | float | variance of those differences under the probabilities
+kl_shown     | B T    | policy      | float | exact KL to us when shown a right answer, NaN where none is; has gradient
+entropy_shown| B T    | policy      | float | entropy of the decision when shown a right answer, NaN where none is
 logp_ref     | B T    | reference   | float | log-prob under the frozen or slowly moving reference
 logp_teacher | B T    | teacher     | float | log-prob under the teacher model, NaN where it says nothing
 turn         | B T    | environment | int   | turn or step of each decision, -1 where masked or in none
@@ -91,10 +93,15 @@ GROUPWISE = frozenset({"spread", "influence"})
 CURVATURE = frozenset({"hidden_square", "score_square", "score_variance"})
 """Columns of the policy that describe how curved a decision's log-prob is in the output layer."""
 
+SHOWN = frozenset({"kl_shown", "entropy_shown"})
+"""Columns of the policy that it makes in the update with a right rollout of the group in its prompt."""
+
 BEFORE = CURVATURE | {"logp_min_p", "logp_tempered", "logp_train"}
 """Columns of the policy that are made once a batch, before its first optimizer step, without gradient."""
 
-ARGUMENT = {"logp_min_p": "min_p", "logp_tempered": "temperature", "matched": "pattern"}
+ARGUMENT = {"logp_min_p": "min_p", "logp_tempered": "temperature", "matched": "pattern"} | dict.fromkeys(
+    sorted(SHOWN), "template"
+)
 """Columns that depend on the piece that reads them, and the name of its setting (or attribute, if it has memory)."""
 
 

@@ -87,6 +87,14 @@ class Prompt:
     index: int = -1
     """Stable index in the task's training set; -1 when there is none."""
 
+    def followed_by(self, words: str) -> Any:
+        """What was asked, text or conversation, with words behind it."""
+        asked = self.row["prompt"]
+        if isinstance(asked, str):
+            return asked + words
+        last = {**asked[-1], "content": asked[-1]["content"] + words}
+        return [*asked[:-1], last]
+
 
 @dataclass
 class Rollouts:

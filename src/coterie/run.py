@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from coterie import demonstrations, mismatch, wiring
 from coterie.checkpoint import load_state, save_state
-from coterie.columns import BEFORE
+from coterie.columns import BEFORE, SHOWN
 from coterie.demonstrations import Demonstrations
 from coterie.errors import DataError, RecipeError, did_you_mean
 from coterie.hardware import reuse_freed_memory
@@ -297,7 +297,7 @@ def build(
     learner = workers.learner(policy)
     optimizer = optimize(learner.parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
     said = mismatch.correct(recipe, policy.exact) if not offline else None
-    columns = (wiring.wanted(recipe, "policy", "objective") - BEFORE) | {"logp"}
+    columns = (wiring.wanted(recipe, "policy", "objective") - BEFORE - SHOWN) | {"logp"}
     run = Run(
         recipe=recipe,
         task=task,

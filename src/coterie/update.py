@@ -13,10 +13,11 @@ from torch import Tensor
 
 from coterie import mismatch
 from coterie.clock import Clock
-from coterie.columns import BEFORE, CURVATURE, GROUPWISE, finite_or_zero, per_decision
+from coterie.columns import BEFORE, CURVATURE, GROUPWISE, SHOWN, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RecipeError, RunError
 from coterie.metrics import Collector, collect
 from coterie.policies.base import Estimating
+from coterie.policies.causal_lm import CausalLM
 from coterie.policies.reference import Reference
 from coterie.rollouts import Rollouts
 from coterie.run import Run, optimizer_at
@@ -275,6 +276,8 @@ def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector:
     table = run.table(micro, step)
     scored = micro.with_columns(mask=mask) if run.policy.independent else micro
     table |= run.learner.score(scored, run.score_columns)
+    if shown := sorted(wanted(run.recipe, "policy", "objective") & SHOWN):
+        table |= cast(CausalLM, run.policy).score_shown(micro, argument(run.recipe, shown[0], step))
     if "logp_train" in table:  # its difference from the sampler's is in the weights: the ratio is what the update moved
         table["logp_old"] = table["logp_train"]
     table["mask"] = mask  # one loss mask: a dropped decision is in no ratio, surrogate or term

@@ -90,6 +90,7 @@ NEEDS: dict[str, list[str]] = {
     "mixgrpo": [*DENOISES, *WINDOW],
     "tempflow-grpo": [*DENOISES, *FORKS],
     "igpo": ["rollout.strategy.chunk=[1,1]"],
+    "srpo-sample-routed": [*EASY, "objective.loss.sample_routed.template='>{solution}>'"],
     "kdrl": ["teacher.model={init: {layers: 1, width: 16, heads: 2, context: 32}}"],
     "urpa": [functions("positions", "start=0", "end=0"), "credit.modifiers.interval_confidence.width=4"],
 }

@@ -42,7 +42,7 @@ def test_numbers_of_the_source() -> None:
     np.testing.assert_allclose(gradient, [[-0.5], [0.25]], atol=1e-9)
     with collect(seen := Collector(), t["mask"]):
         value()(t)
-    assert seen.means() == {"topr/taper": pytest.approx(0.5), "topr/positive_share": 0.5}
+    assert seen.means() == {"topr/taper": pytest.approx(0.5), "topr/positive_share": 0.5, "topr/net_push": 0.25}
 
 
 def test_the_baseline_sets_the_share_of_the_good() -> None:
@@ -50,6 +50,25 @@ def test_the_baseline_sets_the_share_of_the_good() -> None:
     rewards = torch.tensor([1.0] + [-1.0] * 9, dtype=torch.float64)
     a = baseline_shift(raw_reward(rewards), delta=0.5)
     assert float(a[a > 0].sum() / a.abs().sum()) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("shift", "ratio", "push"),
+    [
+        (-0.5, 1.0, -0.3),  # fresh and two in ten good: the batch as a whole is pushed away
+        (-0.2, 1.0, 0.0),  # a baseline at the mean reward: it is not
+        (-0.1, 1.0, 0.1),
+        (-0.5, 0.1, 0.06),  # stale: the bad ones are left already, and the good ones pull
+        (-0.5, 9.0, -0.3),  # the policy came nearer to bad ones: never harder than fresh
+    ],
+)
+def test_the_taper_needs_distance_and_else_the_baseline_decides(shift: float, ratio: float, push: float) -> None:
+    """What drives the policy as a whole: the mean of w A, which is the loss's slope along a common log-prob."""
+    rewards = torch.tensor([1.0] * 2 + [0.0] * 8, dtype=torch.float64)
+    t = example([[ratio]] * 10, baseline_shift(raw_reward(rewards), delta=shift).numpy(), [1] * 10)
+    with collect(seen := Collector(), t["mask"]):
+        _, gradient, _ = differentiate(value(), t, "sequence")
+    assert -gradient.sum() == pytest.approx(push) and seen.means()["topr/net_push"] == pytest.approx(push)
 
 
 def test_rewards_of_0_and_1_with_the_recipes_shift_are_half_of_1_and_minus_1() -> None:

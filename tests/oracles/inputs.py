@@ -42,6 +42,8 @@ SPECIAL: dict[str, Any] = {
     "logp_tempered": lambda rng, t: t["logp_old"] + 0.2 * rng.standard_normal(t["mask"].shape),
     "logp_train": lambda rng, t: t["logp_old"] + 0.3 * np.sin(9 * t["logp_old"]),  # draws nothing of its own
     "logp_teacher": _logp,
+    "kl_shown": lambda rng, t: 0.3 + 0.3 * np.sin(5 * t["logp_old"]),
+    "entropy_shown": lambda rng, t: 1 + np.sin(3 * t["logp_old"]),
     "hidden_square": lambda rng, t: 3 + 2 * np.sin(7 * t["logp_old"]),
     "score_square": lambda rng, t: 1.3 * (1 - np.exp(t["logp_old"])) ** 2,
     "score_variance": lambda rng, t: 0.4 * (1 - np.exp(t["logp_old"])) ** 2,

@@ -15,7 +15,14 @@ from coterie.columns import GROUPWISE
 from coterie.errors import PolicyError
 from coterie.policies import groupwise, tokenizers
 from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
-from coterie.policies.logprobs import rows_per_chunk, score_curvature, score_hidden, score_linear, score_min_p
+from coterie.policies.logprobs import (
+    rows_per_chunk,
+    score_curvature,
+    score_hidden,
+    score_linear,
+    score_min_p,
+    score_shown,
+)
 from coterie.policies.packing import Twins, pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
@@ -205,6 +212,52 @@ class CausalLM(TransformersPolicy):
             chunk = rows_per_chunk(self._split.vocabulary, self.device)
             found = score_curvature(hidden, self._head, tokens[mask], rollouts.sampling, chunk)
         return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
+
+    def score_shown(self, rollouts: Rollouts, template: str) -> dict[str, Tensor]:
+        """The columns of SHOWN: KL from each decision of a wrong rollout to the decision that this very policy takes
+        with the first right rollout of the group in its prompt, and that decision's entropy. [B,T]; 0 where masked, NaN
+        in rollouts that are right, have no right one beside them, or do not fit the context with it.
+
+        The second prompt is what was asked with `template` behind it, {solution} the text of the right rollout. The
+        groups must be whole. Gradient through the KL, and there through the rollout's own distribution alone.
+        """
+        if not self._split.exact:
+            raise PolicyError("kl_shown needs a model whose output layer can be applied by itself")
+        if "{solution}" not in template:
+            raise PolicyError(
+                f"the template {template!r} has no place for the right rollout", hint="write {solution} where it stands"
+            )
+        groups, tokens, mask = (rollouts[name].to(self.device) for name in ("groups", "tokens", "mask"))
+        correct, longest = rollouts["correct"].tolist(), mask.shape[1]
+        context = _context(self.model, self.spec)
+        right: dict[int, int] = {}
+        for row, group in enumerate(groups.tolist()):
+            if correct[row]:
+                right.setdefault(group, row)
+        rows, prompts = [], []
+        for row, group in enumerate(groups.tolist()):
+            if not correct[row] and group in right:
+                words = template.replace("{solution}", rollouts.texts[right[group]])
+                longer = self.encode(rollouts.prompts[group].followed_by(words))
+                if context is None or len(longer) + longest <= context:
+                    rows.append(row)
+                    prompts.append(longer)
+        nothing = torch.full(mask.shape, torch.nan, device=self.device).masked_fill(~mask, 0.0)
+        if not mask[rows].any():
+            return {"kl_shown": nothing, "entropy_shown": nothing}
+        index = torch.tensor(rows, device=self.device)
+        chosen, live = tokens[index], mask[index]
+        with self.train_mode(dropout=False):
+            own, twins = self._hidden([p.tokens for p in rollouts.prompts], groups[index], chosen, live, None)
+            own = own if twins is None else own.index_select(0, twins.number)
+            with torch.no_grad():
+                shown, _ = self._hidden(prompts, torch.arange(len(rows), device=self.device), chosen, live, None)
+            chunk = rows_per_chunk(self._split.vocabulary, self.device)
+            found = score_shown(own, shown, self._head, chosen[live], rollouts.sampling, chunk)
+        return {
+            name: nothing.to(x.dtype).index_copy(0, index, x.new_zeros(live.shape).masked_scatter(live, x))
+            for name, x in zip(("kl_shown", "entropy_shown"), found, strict=True)
+        }
 
     def sft_loss(
         self,

@@ -72,6 +72,34 @@ def score_min_p(hidden: Tensor, head: Head, tokens: Tensor, sampling: Sampling, 
     return torch.cat(out)
 
 
+def score_shown(
+    hidden: Tensor, shown: Tensor, head: Head, tokens: Tensor, sampling: Sampling, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """KL from the distribution of `hidden` to that of `shown`, which is detached, and the latter's entropy. [N,H] twice
+    -> [N] twice
+
+    Exact, over the vocabulary. The first distribution is the one sampled from; the second has its temperature alone, so
+    that it gives everything a probability. `chunk` rows of logits at a time, made again in the backward pass.
+    """
+    full = Sampling(temperature=sampling.temperature)
+
+    def part(states: Tensor, others: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        own = truncate(head(states), sampling, ids).log_softmax(-1)
+        with torch.no_grad():
+            other = truncate(head(others), full).log_softmax(-1)
+        entropy = -(other.exp() * other.masked_fill(other == -math.inf, 0.0)).sum(-1)
+        cut = own == -math.inf
+        gap = own.masked_fill(cut, 0.0) - other.masked_fill(cut, 0.0)
+        return (own.exp() * gap).sum(-1), entropy
+
+    again = torch.is_grad_enabled() and len(hidden) > chunk
+    parts = [
+        checkpoint(part, *each, use_reentrant=False, preserve_rng_state=False) if again else part(*each)
+        for each in zip(hidden.split(chunk), shown.split(chunk), tokens.split(chunk), strict=True)
+    ]
+    return torch.cat([kl for kl, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
 @torch.no_grad()
 def score_curvature(hidden: Tensor, head: Head, tokens: Tensor, sampling: Sampling, chunk: int) -> dict[str, Tensor]:
     """How a step on one decision's log-prob at the output layer acts on it (arXiv:2510.00819). [N,H], [N] -> [N] each

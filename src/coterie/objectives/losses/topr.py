@@ -25,7 +25,8 @@ def topr(
     r is the ratio of the whole rollout, a product over its decisions, or with level="token" of each decision. w is
     detached. The sum is over a rollout's decisions, not their mean. A is meant to be the reward minus a constant, not
     minus the group's mean. A rollout that the policy has left is not pushed further, however long the run; one that it
-    would now take more often is never pushed harder than on policy.
+    would now take more often is never pushed harder than on policy. Near the sampler nothing tapers: where the mean A
+    is below 0, large steps push away whatever was sampled (topr/net_push).
     """
     a = per_decision(advantages, mask)
     gap = finite_or_zero(logp.detach() - logp_old, mask)
@@ -34,4 +35,5 @@ def topr(
     taper = torch.where(a < 0, gap.clamp_max(0.0).exp(), torch.ones_like(gap))
     record("topr/taper", taper, mask & (a < 0))
     record("topr/positive_share", (a > 0).to(gap.dtype), mask)
+    record("topr/net_push", (taper * a).detach(), mask)
     return -masked_sum(taper * a * finite_or_zero(logp, mask), mask)

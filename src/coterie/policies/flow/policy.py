@@ -57,6 +57,8 @@ class FlowPolicy:
         "score_square": "it is worked out at the output layer of a language model",
         "score_variance": "it is worked out at the output layer of a language model",
         "logp_min_p": "it cuts unlikely tokens",
+        "kl_shown": "a sample is no text that could be shown",
+        "entropy_shown": "a sample is no text that could be shown",
         "logp_teacher": "a teacher reads tokens",
         "logp_tempered": "the noise of a step has no temperature",
     }

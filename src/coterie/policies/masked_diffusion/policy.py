@@ -51,6 +51,8 @@ class MaskedDiffusion(TransformersPolicy):
         "score_square": "it is made for tokens one after another",
         "score_variance": "it is made for tokens one after another",
         "logp_min_p": "it is made for tokens one after another",
+        "kl_shown": "it is made for tokens one after another",
+        "entropy_shown": "it is made for tokens one after another",
         "logp_teacher": "a teacher reads tokens one after another",
         "logp_tempered": "it is made for tokens one after another",
     }

@@ -58,7 +58,8 @@ def hinted(
         again = []
         for g in lost:
             text = None if reference is None else reference(prompts[g].row)
-            longer = None if text is None else _with_hint(policy, prompts[g], cue + begin(text, share))
+            words = None if text is None else cue + begin(text, share)
+            longer = None if words is None else replace(prompts[g], tokens=policy.encode(prompts[g].followed_by(words)))
             if longer is not None and room(policy, longer, sampling) == sampling.max_tokens:
                 asked[g], told[g] = longer, share
                 again.append(g)
@@ -76,15 +77,6 @@ def hinted(
 def begin(text: str, share: float) -> str:
     """The first characters of a solution."""
     return text[: round(share * len(text))]
-
-
-def _with_hint(policy: Any, prompt: Prompt, words: str) -> Prompt:
-    """A prompt, text or conversation, with words behind what was asked."""
-    asked = prompt.row["prompt"]
-    if isinstance(asked, str):
-        return replace(prompt, tokens=policy.encode(asked + words))
-    last = {**asked[-1], "content": asked[-1]["content"] + words}
-    return replace(prompt, tokens=policy.encode([*asked[:-1], last]))
 
 
 def _sample(
