@@ -154,7 +154,7 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
             {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
              "entropy": entropy, "count": count, "prompt_at": run.prompt, "step": step,
              "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task),
-             "verify": run.task.verify},
+             "verify": run.task.verify, "script": run.task.script},
             step,
         )  # fmt: skip
 
