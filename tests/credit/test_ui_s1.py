@@ -158,6 +158,6 @@ def test_what_is_rolled_out_are_the_policys_own_actions() -> None:
 
 def test_a_task_without_a_script_is_refused() -> None:
     recipe = resolve(method="ui-s1", values={"task": "sort", "model": {"init": {"layers": 1}}})
-    with pytest.raises(RecipeError, match="replays what a world's script does, and task 'sort' has none"):
+    with pytest.raises(RecipeError, match="plays in a world, and task 'sort' has no "):
         kinds.check(recipe, build_task(recipe))
     kinds.check(resolve(method="ui-s1", values={"task": "frozen-lake"}), frozen_lake(train=1, held_out=1))
