@@ -152,7 +152,7 @@ def trained(method: Method) -> str:
     if denoises(method):
         return DIGITS
     read = {column for _, bound in pieces_of(method.layer) for column in bound.piece.required}
-    acts = "state_key" in read and "strategy" not in method.layer.tree.get("rollout", {})
+    acts = "world" in read or ("state_key" in read and "strategy" not in method.layer.tree.get("rollout", {}))
     return FROZEN_LAKE if acts else COUNTDOWN
 
 

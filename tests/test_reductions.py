@@ -107,3 +107,11 @@ def test_returns_to_go() -> None:
     x = torch.tensor([[1.0, 2.0, 4.0, torch.nan], [3.0, torch.nan, 1.0, 1.0], [1.0] * 4])
     want = [[3.0, 4.0, 4.0, 0.0], [3.0, 0.0, 0.0, 0.0], [0.0] * 4]
     assert reductions.returns_to_go(x, there, 0.5).tolist() == want
+
+
+def test_unbroken_returns() -> None:
+    there = torch.tensor([[True, True, True, False], [True, True, False, False], [False] * 4])
+    x = torch.tensor([[1.0, 0.5, 2.0, torch.nan], [1.0, 1.0, torch.nan, 1.0], [1.0] * 4])
+    want = [[1.0, 0.5, 2.0, 0.0], [1.5, 1.0, 0.0, 0.0], [0.0] * 4]
+    assert reductions.unbroken_returns(x, there, 0.5, 0.9).tolist() == want
+    assert reductions.unbroken_returns(x, there, 0.5, 0.1)[0].tolist() == [1.75, 1.5, 2.0, 0.0]

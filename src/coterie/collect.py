@@ -169,7 +169,7 @@ def complete(
         {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
          "entropy": entropy, "count": len(indices) if count is None else count, "prompt_at": run.prompt, "step": step,
          "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task),
-         "verify": run.task.verify},
+         "verify": run.task.verify, "script": run.task.script},
         step,
     )  # fmt: skip
 

@@ -117,6 +117,19 @@ def returns_to_go(x: Tensor, there: Tensor, gamma: float) -> Tensor:
     return out
 
 
+def unbroken_returns(x: Tensor, there: Tensor, gamma: float, exact: float) -> Tensor:
+    """Discounted sum of what each turn and those after it gave, up to the next that gave less than `exact`; such a turn
+    has what it gave, and no earlier turn has a part in it. 0 for turns that are not there. [B,U] -> [B,U]
+    """
+    given = torch.where(there, x, x.new_zeros(()))
+    out, carried = torch.zeros_like(given), x.new_zeros(len(x))
+    for u in reversed(range(x.shape[1])):  # turns of an episode, a handful
+        right = given[:, u] >= exact
+        out[:, u] = given[:, u] + torch.where(right, gamma * carried, 0.0)
+        carried = torch.where(right, out[:, u], 0.0)
+    return out
+
+
 def turn_mean(x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
     """Mean over the decisions of each decision's turn (those in none are one turn); 0 where masked. [B,T] -> [B,T]"""
     width = torch.where(mask, turn, 0).max() + 2

@@ -34,7 +34,7 @@ JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise
 EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
 DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard")
 WORLD = [f"task={Path(__file__).with_name('walk.py')}:walk", "rollout.max_tokens=24"]
-WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt")
+WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt", "ui-s1", "agent-gym-rl")
 WINDOW = ["rollout.strategy.size=2", "rollout.strategy.every=1"]
 FORKS = ["rollout.strategy.steps=[0,2]"]
 TREE = ["denoise.steps=4", "rollout.group_size=8", "rollout.strategy.splits=[0,1,2]"]

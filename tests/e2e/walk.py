@@ -30,5 +30,5 @@ def walk(*, turns: int = 3) -> Task:
     rows = [{"prompt": f"{goal}>", "goal": goal} for goal in (0, 4, 0, 4)]
     return Task(
         "walk", rows, rows[:2], rewards=[WeightedReward(episode_return, "return")], vocabulary="0123456789>ab",
-        world=World(Walk, turns=turns, turn_tokens=1),
+        world=World(Walk, turns=turns, turn_tokens=1), script=lambda row, observations: "a" if row["goal"] else "b",
     )  # fmt: skip

@@ -156,3 +156,40 @@ def mapo(t: dict[str, Any], alpha: float = 0.5, gamma: float = 1.0, ddof: int = 
 def eapo(t: dict[str, Any], gamma: float = 0.995, ddof: int = 0, eps: float = 1e-6) -> np.ndarray:
     r = {(i, u): gamma ** (steps(t["turn"], t["mask"], i) - 1 - u) * float(t["rewards"][i]) for i, u in turns_of(t)}
     return spread_out(t, within({(i, u): int(t["groups"][i]) for i, u in r}, r, ddof, eps, "std"))
+
+
+def ui_s1_returns(rewards: Sequence[float], gamma: float, exact: float) -> list[float]:
+    """Of one episode: backwards, a step that is not exact starts anew and hands nothing on."""
+    out, after = [0.0] * len(rewards), 0.0
+    for u in range(len(rewards) - 1, -1, -1):
+        if rewards[u] < exact:
+            out[u], after = rewards[u], 0.0
+        else:
+            out[u] = after = rewards[u] + gamma * after
+    return out
+
+
+def ui_s1(
+    t: dict[str, Any],
+    gamma: float = 0.5,
+    exact: float = 0.9,
+    episode: float = 1.0,
+    step: float = 1.0,
+    of: str = "turn",
+    lone: str = "reward",
+    scale: str = "std",
+    ddof: int = 1,
+    eps: float = 1e-6,
+) -> np.ndarray:
+    r = {(i, u): float(t["step_rewards"][i, u]) for i, u in turns_of(t)}
+    q = {}
+    for i in range(len(t["mask"])):
+        own = [r[i, u] for u in range(steps(t["turn"], t["mask"], i))]
+        q |= {(i, u): value for u, value in enumerate(ui_s1_returns(own, gamma, exact))}
+    value = {e: r[e] if of == "turn" else sum(r[f] for f in r if f[0] == e[0]) for e in r}
+    owner = {e: int(t["groups"][e[0]]) for e in r}
+    whole = within(owner, value, ddof, eps, scale)
+    if lone == "reward":
+        whole = {e: value[e] if list(owner.values()).count(owner[e]) == 1 else a for e, a in whole.items()}
+    part = within({e: (owner[e], e[1]) for e in r}, q, ddof, eps, scale)
+    return spread_out(t, {e: episode * whole[e] + step * part[e] for e in r})

@@ -130,6 +130,12 @@ def check(recipe: Recipe, task: Task) -> None:
                 f"rewards.process scores steps of a text, and task '{task.name}' scores its turns",
                 hint="leave rewards.process out",
             )
+    for lacks in {"world", "script"} & {*strategy.required}:
+        if task.world is None or getattr(task, lacks) is None:
+            raise RecipeError(
+                f"rollout.strategy={strategy.slug} plays in a world, and task '{task.name}' has no {lacks}",
+                hint="a task with a world and a script: frozen-lake, guess-number; or rollout.strategy=plain",
+            )
     if strategy.decisions not in (None, kind.decisions):
         raise RecipeError(
             f"rollout.strategy={strategy.slug} drives a policy of {strategy.decisions}, and task '{task.name}' is "
