@@ -6,10 +6,9 @@ import os
 import socket
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
-from coterie.errors import RecipeError, RunError
+from coterie.errors import RecipeError
 from coterie.scale.processes import GRACE, Team
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ SEEDS = [[1, 2], [3, 4]]
 LORA = {"r": 2, "alpha": 4}
 
 
-@lru_cache(maxsize=None)
+@cache
 def made(name: str) -> DiffusersPolicy:
     return DiffusersPolicy.load(spec_of(name))
 
