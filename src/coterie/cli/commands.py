@@ -58,13 +58,15 @@ def evaluate_target(target: str, arguments: list[str], task: str | None, as_json
 
 def export_policy(run_path: Path, out: Path) -> None:
     """Load the last checkpoint as the run would, and write plain Hugging Face format."""
+    from coterie.policies.diffusers.policy import DiffusersPolicy
     from coterie.run import build
 
     _must_be_free(out)
     checkpoint = _last(run_path)
     run = build(resolve(file=run_path / "recipe.yaml"), checkpoint, to_train=False)
     run.policy.save(out, merge=True)
-    console.print(f"model       {out}\nload it with AutoModelForCausalLM.from_pretrained('{out}')", markup=False)
+    loader = "DiffusionPipeline" if isinstance(run.policy, DiffusersPolicy) else "AutoModelForCausalLM"
+    console.print(f"model       {out}\nload it with {loader}.from_pretrained('{out}')", markup=False)
 
 
 def merge_models(models: list[str], ratios: list[float], out: Path) -> None:

@@ -215,7 +215,8 @@ def _ask(name: str, local: bool, what: str, load: Any) -> Any:
         raise PolicyError(f"cannot load the {what}: {first}", where=name, hint=hint) from error
 
 
-def _peft() -> Any:
+def peft_package() -> Any:
+    """peft. Raises PolicyError where it is not installed."""
     try:
         import peft
     except ImportError as error:
@@ -230,7 +231,7 @@ def _peft() -> Any:
 def _add_lora(model: Any, spec: SourceSpec) -> Any:
     import torch
 
-    peft = _peft()
+    peft = peft_package()
     assert spec.lora is not None
     if isinstance(model, peft.PeftModel):
         raise PolicyError(
@@ -255,7 +256,7 @@ def _add_lora(model: Any, spec: SourceSpec) -> Any:
 
 
 def _load_adapters(spec: SourceSpec, options: dict[str, Any]) -> Any:
-    peft = _peft()
+    peft = peft_package()
     base = peft.PeftConfig.from_pretrained(spec.name).base_model_name_or_path
     if not base:
         raise PolicyError(

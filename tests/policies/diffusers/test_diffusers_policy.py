@@ -1,4 +1,4 @@
-"""Pipelines of diffusers as policies: they draw what diffusers draws, score what they drew, and go back to diffusers."""
+"""Pipelines of diffusers as policies: they draw what diffusers draws, score it, and go back to diffusers."""
 
 from __future__ import annotations
 
@@ -99,11 +99,10 @@ def test_without_noise_it_draws_what_diffusers_draws(name: str, guidance: float)
     assert found.texts[0].std() > 0.01 and not found["mask"].any()
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("name", NAMES)
-def test_recomputed_log_probs_are_the_sampled_ones(name: str, guidance: float) -> None:
-    policy = policy_of(name, lora=LORA, max_forward=3)
-    for sampler in ("flow_sde", "ddim"):
+def test_recomputed_log_probs_are_the_sampled_ones(name: str) -> None:
+    policy = policy_of(name, lora=LORA, max_forward=3 if name == "sd3" else None)
+    for sampler, guidance in (("flow_sde", 1.0), ("ddim", 3.0)):
         spec = sampling(4, sampler=sampler, guidance=guidance)
         rollouts = policy.rollout(prompts_of(policy), SEEDS, spec)
         assert rollouts.media["states"].dtype == torch.float32 and rollouts["mask"].sum() >= 12
@@ -180,7 +179,7 @@ def test_samples_are_distributed_as_the_odes(kind: str, sampler: str) -> None:
     scheduler: Any = (
         diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         if flow
-        else diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, timestep_spacing="trailing")
+        else diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     )
     alphas = getattr(scheduler, "alphas_cumprod", torch.zeros(0))
     pipe = SimpleNamespace(scheduler=scheduler, components={}, transformer=Normal(flow, alphas))
@@ -190,14 +189,12 @@ def test_samples_are_distributed_as_the_odes(kind: str, sampler: str) -> None:
     seeds = [list(range(count))]
     states = policy.rollout([Prompt((97,))], seeds, sampling(steps, sampler=sampler)).media["states"]
     levels = policy.levels(Denoising(steps))
-    start = float(states[:, 0].std())
     for step in range(10, steps + 1, 10):
         s = float(levels[step])
         want_mean, want_std = 1.0 - s, float(np.hypot(0.5 * (1 - s), s))
         error = 4 * want_std / math.sqrt(2 * count)
-        slack = 0.02 if flow else 0.02 + 0.1 * abs(start - float(np.hypot(0.5 * (1 - levels[0]), levels[0])))
-        assert float(states[:, step].mean()) == pytest.approx(want_mean, abs=error + slack), step
-        assert float(states[:, step].std()) == pytest.approx(want_std, abs=error + slack), step
+        assert float(states[:, step].mean()) == pytest.approx(want_mean, abs=error + 0.02), step
+        assert float(states[:, step].std()) == pytest.approx(want_std, abs=error + 0.02), step
 
 
 def test_noise_is_a_rollouts_own_and_pictures_are_the_table_s_texts() -> None:
@@ -234,24 +231,20 @@ def test_guidance_that_is_told_to_the_model() -> None:
         policy_of("sd3", embedded_guidance=3.0)
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd"])
-def test_gradients(name: str) -> None:
+def test_gradients() -> None:
     """Of log-probs against a finite difference along the gradient, in parts or at once; none through the part without
     a prompt.
     """
     grads = []
     for size in (None, 3):
-        policy = policy_of(name, lora=LORA, max_forward=size, gradient_checkpointing=size is not None)
+        policy = policy_of("sd3", lora=LORA, max_forward=size, gradient_checkpointing=size is not None)
         rollouts = policy.rollout(prompts_of(policy), SEEDS, sampling(guidance=2.0))
         policy.score(rollouts)["logp"].sum().backward()
         grads.append([p.grad for p in policy.trainable_parameters()])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()) + 1e-7)
     length = math.sqrt(sum(float((g**2).sum()) for g in grads[0]))
-    free = policy._predict
     with torch.no_grad():
-        rows = torch.zeros(len(rollouts) * 4, dtype=torch.long)
-        del free, rows
         values = []
         for move in (1e-3, -1e-3):
             for p, g in zip(policy.trainable_parameters(), grads[0], strict=True):
@@ -314,7 +307,7 @@ def test_divergence_from_the_reference_is_exact() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_saved_loads_in_plain_diffusers(name: str, tmp_path: Path) -> None:
-    """Adapters by load_lora_weights, and merged into a pipeline; from a pipeline on disk, whose other parts are linked."""
+    """Adapters by load_lora_weights, and merged into a pipeline on disk, whose other parts are linked."""
     policy = policy_of(name, lora=LORA)
     base = tmp_path / "base"
     made(name).pipe.save_pretrained(base)
@@ -369,16 +362,23 @@ def test_half_precision_weights_and_full_precision_states() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_supervised_learning_of_pictures(name: str) -> None:
-    policy = policy_of(name)
+def test_pictures_become_latents(name: str) -> None:
+    policy = made(name)
     shape = (5, 16, 16, 3) if name == "wan" else (32, 32, 3) if name == "sana" else (16, 16, 3)
     clean = [policy.encode_completion(np.full(shape, k / 3)) for k in range(3)]
     assert all(tuple(c.shape) == policy.shape for c in clean)
+    assert float((clean[0] - clean[2]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd"])
+def test_supervised_learning(name: str) -> None:
+    policy = policy_of(name)
+    clean = [policy.encode_completion(np.full((16, 16, 3), k / 3)) for k in range(3)]
     prompts = [policy.encode(f"grey {k}") for k in range(3)]
     assert torch.equal(policy.sft_loss(prompts, clean, 4), policy.sft_loss(prompts, clean, 4))
-    optimizer = torch.optim.Adam(policy.trainable_parameters(), 3e-3)
+    optimizer = torch.optim.Adam(policy.trainable_parameters(), 1e-2)
     losses = []
-    for step in range(25):
+    for step in range(15):
         optimizer.zero_grad()
         loss = policy.sft_loss(prompts * 2, clean * 2, step % 3)
         loss.backward()

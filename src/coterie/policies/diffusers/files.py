@@ -14,6 +14,7 @@ from coterie.errors import PolicyError, did_you_mean
 from coterie.policies.diffusers import tiny
 from coterie.policies.diffusers.architectures import Architecture
 from coterie.policies.diffusers.spec import DiffusersSpec
+from coterie.policies.loading import peft_package
 
 INDEX = "model_index.json"
 """What makes a folder a pipeline."""
@@ -38,8 +39,7 @@ def load_pipeline(spec: DiffusersSpec) -> tuple[Any, Path | None]:
                     part.to(getattr(torch, spec.dtype))
         return pipe, None
     assert spec.name is not None
-    folder = Path(spec.name)
-    here = _is_pipeline(folder)
+    folder, here = Path(spec.name), _is_pipeline(spec.name)
     dtypes = {"default": getattr(torch, spec.dtype), "vae": torch.float32}
     try:
         if not here:
@@ -56,9 +56,9 @@ def load_pipeline(spec: DiffusersSpec) -> tuple[Any, Path | None]:
         ) from error
 
 
-def _is_pipeline(folder: Path) -> bool:
+def _is_pipeline(name: str) -> bool:
     """Whether it is a local pipeline. A path that is not there, or holds none, is an error; a hub id is neither."""
-    name = str(folder)
+    folder = Path(name)
     if folder.is_dir():
         if (folder / INDEX).is_file():
             return True
@@ -105,14 +105,7 @@ LORA = "pytorch_lora_weights.safetensors"
 
 def add_lora(model: torch.nn.Module, spec: DiffusersSpec) -> Any:
     """The denoiser with fresh adapters, which do nothing yet."""
-    try:
-        import peft
-    except ImportError as error:
-        raise PolicyError(
-            "LoRA needs the package peft, which is not installed",
-            where="model.lora",
-            hint="pip install 'coterie[peft]'",
-        ) from error
+    peft = peft_package()
     assert spec.lora is not None
     targets: str | list[str]
     if spec.lora.target_modules == "attention":

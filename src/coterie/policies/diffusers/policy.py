@@ -38,12 +38,11 @@ class DiffusersPolicy(FlowPolicy):
     ) -> None:
         self.pipe, self.settings, self.architecture, self.source = pipe, settings, architecture, source
         self.schedule = schedule_of(pipe.scheduler)
-        self.model = getattr(pipe, architecture.denoiser).eval()
+        model: Any = getattr(pipe, architecture.denoiser)
         if settings.gradient_checkpointing:
-            self.model.enable_gradient_checkpointing()
+            model.enable_gradient_checkpointing()
         self.has_adapters = settings.lora is not None
-        if self.has_adapters:
-            self.model = files.add_lora(self.model, settings).eval()
+        self.model = (files.add_lora(model, settings) if self.has_adapters else model).eval()
         self.version = 0
         self._shape = architecture.shape()
         self._grids: dict[tuple[int, float], Grid] = {}

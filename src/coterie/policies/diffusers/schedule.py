@@ -54,7 +54,7 @@ class FlowSchedule:
 
         config = scheduler.config
         if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # a solver of higher order, on a flow's levels
-            self.own = FlowMatchEulerDiscreteScheduler(
+            self.own: Any = FlowMatchEulerDiscreteScheduler(
                 num_train_timesteps=config.num_train_timesteps, shift=config.get("flow_shift") or 1.0
             )
         else:

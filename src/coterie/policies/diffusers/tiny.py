@@ -1,6 +1,7 @@
 """Diffusers pipelines of a few thousand random weights, one of each architecture: to try everything without a download.
 
-They know no pictures. What they draw can be rewarded all the same, and every part is diffusers' own.
+They know no pictures. What they draw can be rewarded all the same, and every part is diffusers' own. Where the VAE is
+an AutoencoderKL its decoder is written out, so that the first three channels of a latent are the colours of a picture.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ def build(spec: TinySpec, seed: int) -> Any:
 
 
 def _wake(model: torch.nn.Module) -> None:
-    """Layers that start at zero get small weights, so that what the model says depends on all it reads."""
+    """Layers that start at zero get weights, so that what the model says depends on all it reads."""
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() > 1 and not p.any():
-                p.normal_(0.0, 0.02)
+                p.normal_(0.0, 0.5 * p.shape[1] ** -0.5)
 
 
 def _sd3(spec: TinySpec) -> Any:
@@ -152,15 +153,37 @@ BUILDERS: dict[str, Callable[[TinySpec], Any]] = {
 
 
 def _vae(shift: float | None = None) -> Any:
-    """Halves a side, four numbers a place."""
+    """Halves a side, four numbers a place; the decoder shows three of them as they are, but for their scale."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8), layers_per_block=1, latent_channels=4,
         norm_num_groups=4, sample_size=16, scaling_factor=1.0, shift_factor=shift, use_quant_conv=shift is None,
         use_post_quant_conv=shift is None,
     )  # fmt: skip
+    decoder = vae.decoder
+    with torch.no_grad():
+        for name, p in decoder.named_parameters():  # nothing is added to what passes by
+            if "conv2" in name or "to_out" in name:
+                p.zero_()
+        same = [module.conv for module in decoder.modules() if type(module).__name__ == "Upsample2D"]
+        for layer in (vae.post_quant_conv, *same):
+            if layer is not None:
+                _set(layer, torch.eye(layer.weight.shape[0]))
+        into = torch.zeros(8, 4)
+        into[[0, 2, 4], [0, 1, 2]], into[[1, 3, 5], [0, 1, 2]] = 1.0, -1.0  # silu(x) - silu(-x) is x
+        _set(decoder.conv_in, into)
+        _set(decoder.conv_out, 0.7 * into[:, :3].T)
+    return vae
+
+
+def _set(layer: torch.nn.Conv2d, matrix: torch.Tensor) -> None:
+    """A convolution that multiplies each place by the matrix."""
+    layer.weight.zero_()
+    layer.weight[:, :, layer.weight.shape[2] // 2, layer.weight.shape[3] // 2] = matrix
+    if layer.bias is not None:
+        layer.bias.zero_()
 
 
 def _clip(projected: bool = False) -> Any:
