@@ -25,6 +25,7 @@ BENCHES = {
     "credit": "the credit stage of every method against a step",
     "prefix": "the shared-prefix forward on and off",
     "step": "a GRPO step against TRL",
+    "stability": "objectives on batches that are up to 64 updates late",
     "growth": "step time against prompts, group size, length and vocabulary",
     "flow_time": "MixGRPO and BranchGRPO against Flow-GRPO at equal held-out reward",
     "scale_sim": "steps at 8 to 4,096 GPUs, simulated, and the simulator against measured calls here",

@@ -440,8 +440,9 @@ def stability_page() -> str:
         "tiny language model on sorting four digits, from the same warm-started weights, by the same number of "
         "updates; only the age of the batches differs. All share one learning rate, which suits GRPO on policy: a "
         "method tuned by itself may do better, and small worlds settle nothing about large models. DAPO also draws "
-        "again until its batch is full, so it sees more rollouts.",
-        fence("sh", "python -m bench.stability"),
+        "again until its batch is full, so it sees more rollouts. TOPR stands twice: with its paper's baseline, which "
+        "is c = 1/2 for rewards of 0 and 1, and with one that was chosen on this very task.",
+        fence("sh", "python -m bench stability"),
     ]  # fmt: skip
     if not STABILITY.is_file():
         return "\n\n".join([*parts, "There are no recorded results yet."])

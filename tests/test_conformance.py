@@ -78,6 +78,13 @@ NOT_EQUIVARIANT: dict[str, str] = {
     "selection/random_steps": "it draws by row",
     "shaping/grpo_lambda": "of groups with the same rate the first ones are chosen",
 }
+# Objectives whose gradient is meant to differ from the slope of their value: "kind/slug" -> what they hold constant.
+NOT_ITS_OWN_SLOPE: dict[str, str] = {
+    "loss/discriminative": "by how much the KL exceeds its bound is the penalty's constant factor",
+    "loss/topr": "the taper of bad rollouts",
+    "term/entropy_band": "the quantiles between which the band lies",
+    "trust_region/cispo": "the clipped ratio, which weighs the log-prob",
+}
 # Settings whose meaning is the same everywhere, so that a docstring may leave them out.
 PLAIN = {"coef", "eps", "eps_low", "eps_high", "ddof", "gamma"}
 
@@ -136,7 +143,7 @@ def test_the_battery_is_not_empty() -> None:
     found = {p.kind for p in all_pieces()}
     assert found >= TABLE_KINDS - {"filter"} and len(all_pieces()) >= 15
     known = {name(p) for p in all_pieces()}
-    assert {*SETTINGS, *NOT_SHIFT_INVARIANT, *NOT_EQUIVARIANT, *SIGNAL_ON_EQUAL_REWARDS} <= known
+    assert {*SETTINGS, *NOT_SHIFT_INVARIANT, *NOT_EQUIVARIANT, *SIGNAL_ON_EQUAL_REWARDS, *NOT_ITS_OWN_SLOPE} <= known
 
 
 def test_the_input_tables_have_every_column() -> None:
@@ -374,6 +381,56 @@ def test_the_gradient_is_the_same_however_the_update_is_cut(value: Any, aggregat
                 got[n][index] += g[:, : inputs.T]
         for n in want:
             torch.testing.assert_close(got[n], want[n], rtol=1e-12, atol=1e-14)
+
+
+def extreme(kind: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Log-ratios of +-14 in turn, which are ratios of 1e+-6, and -inf for the log-probs of what was never sampled."""
+    t = dirty(tables("one_row" if kind == "one_row" else "empty_rows", dtype=dtype))
+    jump = torch.where(torch.arange(t["mask"].shape[1]) % 2 == 0, 14.0, -14.0).to(dtype)
+    if kind == "nothing_decided":
+        t["mask"] = torch.zeros_like(t["mask"])
+        t["lengths"] = torch.zeros_like(t["lengths"])
+    for other in ("logp_ref", "logp_teacher", "logp_train", "logp_tempered"):
+        t[other] = t["logp_old"] - jump
+    t["logp"] = t["logp_old"] + jump
+    for column in (c for c in t if c.startswith("logp")):
+        t[column] = t[column].masked_fill(~t["mask"], -torch.inf)
+    return t
+
+
+@each_objective
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["ratios", "one_row", "nothing_decided"])
+def test_extremes_are_finite(value: Any, kind: str, dtype: torch.dtype) -> None:
+    t = extreme(kind, dtype)
+    for aggregation in ("token['batch']", "sequence['group']"):
+        coefficients = AGGREGATIONS[aggregation](t).to(dtype)
+        leaves = {n: t[n].detach().clone().requires_grad_() for n in DIFFERENTIABLE}
+        loss = inputs.scalar(value(t | leaves), coefficients)
+        assert loss.isfinite()
+        if not loss.requires_grad:
+            continue
+        loss.backward()
+        for leaf in leaves.values():
+            assert leaf.grad is None or leaf.grad.isfinite().all()
+            assert leaf.grad is None or (leaf.grad[~t["mask"]] == 0).all()
+
+
+@each_objective
+def test_gradcheck_where_smooth(value: Any, request: pytest.FixtureRequest) -> None:
+    """The gradient is the numerical one, unless the piece holds a function of its inputs constant."""
+    reasons = {name(p): NOT_ITS_OWN_SLOPE[name(p)] for p in value.chain if name(p) in NOT_ITS_OWN_SLOPE}
+    t = tables("random")
+    coefficients = AGGREGATIONS["token['batch']"](t)
+    read = {c for p in value.chain for c in (*p.required, *p.optional)}
+    used = [n for n in DIFFERENTIABLE if n in read]
+
+    def loss(*leaves: Tensor) -> Tensor:
+        return inputs.scalar(value(t | dict(zip(used, leaves, strict=True))), coefficients)
+
+    leaves = [t[n].detach().clone().requires_grad_() for n in used]
+    right = torch.autograd.gradcheck(loss, leaves, atol=1e-6, fast_mode=True, raise_exception=False)
+    assert right != bool(reasons), reasons or f"not the slope of its value: {request.node.name}"
 
 
 @pytest.mark.parametrize("shape", ["rollout", "decision"])

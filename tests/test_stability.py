@@ -93,3 +93,22 @@ def test_page_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(figure, "PATH", tmp_path / "stability.png")
     figure.draw(rows(record.cells))
     assert figure.PATH.stat().st_size > 1000
+
+
+def test_the_bench_command_plays_what_is_missing_and_shows_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.__main__ import BENCHES, Options
+    from bench.stability import __main__ as command
+
+    played: list[Any] = []
+    drawn: list[Any] = []
+    record = cells.Record([cell("GSPO", late) for late in (0, 64)])
+    monkeypatch.setattr(cells.Record, "load", staticmethod(lambda: record))
+    monkeypatch.setattr(command, "play_missing", lambda *asked: played.append(asked))
+    monkeypatch.setattr(figure, "draw", drawn.append)
+    assert "stability" in BENCHES
+    found = stability.run(Options(quick=True, threads=1, runs=None, only="GSPO"))
+    assert [[o.label for o in played[0][0]], played[0][1]] == [["GSPO"], 1] and played[0][2] is record
+    assert drawn == [rows(record.cells)]
+    assert found.rows == [
+        {"objective": "GSPO", "0 late": "0.50", "1 late": "", "4 late": "", "16 late": "", "64 late": "0.50"}
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 LATE = (0, 1, 4, 16, 64)
 """Updates by which a batch is late when it is trained on."""
@@ -60,3 +61,22 @@ OBJECTIVES = (
     Objective("TRPA", "trpa"),
     Objective("DisCO", "disco"),
 )
+
+
+def run(options: Any) -> Any:
+    """`python -m bench stability`: the cells that are not recorded yet, the table of all, the figure."""
+    from bench.results import Findings
+    from bench.stability.__main__ import play_missing
+    from bench.stability.cells import Record
+    from bench.stability.figure import draw
+    from bench.stability.summary import rows, shown
+
+    record = Record.load()
+    play_missing([o for o in OBJECTIVES if options.wants(o.label)], options.runs_or(SEEDS, 1), record)
+    found = rows(record.cells)
+    draw(found)
+    table = [
+        {"objective": row["objective"], **{f"{n} late": shown(row["late"].get(str(n)), "accuracy") for n in LATE}}
+        for row in found
+    ]
+    return Findings(rows=table, notes=["accuracy at the end; every cell is in bench/results/stability/cells.json"])

@@ -1,5 +1,7 @@
 """`python -m bench.stability [LABEL …]`: play the cells that are not recorded yet, print the table, draw the figure.
 
+`python -m bench stability` does the same, for all objectives. Here also:
+
 python -m bench.stability                  every missing cell: about 20 minutes on one core if none is recorded
 python -m bench.stability GSPO CISPO       only objectives whose label or method contains one of these words
 python -m bench.stability GSPO --again     forget what is recorded of them first
@@ -33,7 +35,7 @@ def main() -> None:
     if args.again:
         record.forget([o.label for o in chosen])
     if not args.figure:
-        _play(chosen, args.seeds, record, console)
+        play_missing(chosen, args.seeds, record)
     table = Table("objective", *(f"{late} late" for late in LATE), title="accuracy at the end, 95% interval")
     for row in rows(record.cells):
         table.add_row(row["objective"], *(shown(row["late"].get(str(late)), "accuracy") for late in LATE))
@@ -46,9 +48,11 @@ def _names(objective: Objective) -> str:
     return f"{objective.label} {objective.method}".lower()
 
 
-def _play(chosen: list[Objective], seeds: int, record: Record, console: Console) -> None:
+def play_missing(chosen: list[Objective], seeds: int, record: Record) -> None:
+    """Play the cells of these objectives that are not recorded yet, on one thread."""
     import torch
 
+    console = Console()
     torch.set_num_threads(1)
     todo = []
     for objective in chosen:
