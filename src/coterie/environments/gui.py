@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 NAMES = ("click", "type", "scroll")
 DIRECTIONS = ("up", "down")
@@ -53,7 +52,7 @@ def read(said: str) -> Act | str:
     return Act(value["action"].lower(), None if point is None else (int(point[0]), int(point[1])), text)
 
 
-def inside(point: tuple[int, int] | None, box: Mapping[str, Any] | tuple[int, int, int, int] | list[int]) -> bool:
+def inside(point: tuple[int, int] | None, box: Sequence[int]) -> bool:
     """Whether a point is in a box [left, top, right, bottom], its edges included."""
     left, top, right, bottom = box
     return point is not None and left <= point[0] <= right and top <= point[1] <= bottom
