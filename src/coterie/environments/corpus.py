@@ -85,7 +85,8 @@ def make_question(rng: np.random.Generator, corpus: Corpus, hops: int) -> tuple[
     """A question over `hops` relations, the entities on the way (the last is the answer), and the relations."""
     names = list(corpus.kinds)
     while True:
-        chain, path = [names[int(rng.integers(len(names)))]], []
+        chain = [names[int(rng.integers(len(names)))]]
+        path: list[str] = []
         phrase = chain[0]
         while len(path) < hops:
             relation = str(rng.choice(corpus.relations(chain[-1])))
