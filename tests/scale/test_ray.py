@@ -136,7 +136,7 @@ def test_what_ends_the_run_leaves_a_checkpoint(victim: str, cluster: str, tmp_pa
     process = begun(cluster, run, "scale.max_staleness=2", f"scale.train_workers={1 if victim == 'driver' else 2}")
     if victim == "driver":
         process.kill()
-        process.wait()
+        process.communicate(timeout=60)
     else:
         os.kill(titled("ray::_Trainer"), signal.SIGKILL)
         said = process.communicate(timeout=120)[1]
