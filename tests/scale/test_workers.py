@@ -28,6 +28,11 @@ TOLERANCE = 2e-5
 """By how much weights and metrics may differ: sums in float32 are taken in another order."""
 
 
+FLOW = ["task=ring", "model={flow: {layers: 1, width: 8, heads: 2}}", "rollout.max_tokens=64", "denoise.steps=4"]
+WORLD = ["task={guess-number: {turns: 2, largest: 99, train: 20, held_out: 8}}", "warm_start.steps=60", "warm_start.lr=1e-2",
+         "rollout.max_tokens=12"]
+
+
 def workers(count: int) -> list[str]:
     return ["scale.engine=torchrun", f"scale.train_workers={count}"]
 
@@ -58,6 +63,8 @@ def same(a: Path, b: Path, steps: int = 3) -> None:
         ("grpo", 4, ["draw.prompts=3", "update.tokens_per_microbatch=32"]),
         ("reinforce++", 2, []),
         ("dapo", 2, ["selection.filters.dynamic_sampling.metric=rewards", "rollout.group_size=2"]),
+        ("flow-grpo", 2, FLOW),
+        ("grpo", 2, WORLD),
     ],
 )
 def test_as_one_process(method: str, count: int, more: list[str], tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from coterie.sections import Scale
 
 TRIES = 3
 """Times that one job is begun before it is taken to be what kills the workers."""
+LOADING = 900.0
+"""Seconds that a worker has at the least to load its model or new weights."""
 BLINK = 0.1
 """Seconds after which the pool looks up from its waiting."""
 
@@ -182,10 +184,11 @@ class Pool:
     def _see_who_hangs(self) -> None:
         now = time.monotonic()
         for reference, task in list(self.tasks.items()):
-            if now - task.since > self.scale.timeout:
+            limit = self.scale.timeout if task.job is not None else max(self.scale.timeout, LOADING)
+            if now - task.since > limit:
                 del self.tasks[reference]
                 self.ray.kill(task.actor.handle)
-                self._replace(task, f"did not answer for {self.scale.timeout:g} s")
+                self._replace(task, f"did not answer for {limit:g} s")
 
     def _replace(self, task: _Task, what: str) -> None:
         """Put a new worker in the place of one that is gone, and do what it was at again."""

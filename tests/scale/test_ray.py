@@ -1,0 +1,175 @@
+"""Rollout workers, reward workers and trainers on Ray: the run of one process, whatever happens to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from test_workers import TINY, same
+
+from coterie.api import resume, start
+from coterie.errors import RecipeError, RewardError
+from coterie.recipe import resolve
+
+RAY = ["scale.engine=ray", "scale.cpus=0.1"]
+EVERY = ["log.rollouts_every=1"]
+ONCE = '''
+import os
+import time
+from pathlib import Path
+
+
+def once(name):
+    """Whether this is the first call with this name, of all processes."""
+    try:
+        (Path(__file__).parent / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+'''
+FRAIL = '''
+from coterie.pieces import strategy
+from coterie.rollout.strategies.plain import plain
+
+
+@strategy()
+def frail(policy, prompts, seeds, sampling, entropy, step, ended=None, world=None):
+    """Dies in the second step, and hangs in the third."""
+    if step == 1 and once("rollout-died"):
+        os._exit(1)
+    if step == 2 and once("rollout-hung"):
+        time.sleep(3600)
+    return plain(policy, prompts, seeds, sampling, entropy, ended, world)
+'''
+ENDS = '''
+
+def ends(completions, **columns):
+    if once("reward-died"):
+        os._exit(1)
+    return [float("1" in c) for c in completions]
+'''
+
+
+def tickets(run: Path) -> list[int]:
+    """Those of the groups that each step trained on."""
+    found: list[int] = []
+    for file in sorted((run / "rollouts").glob("step-*.parquet")):
+        rows = pq.read_table(file).to_pylist()
+        groups = {(row["group"], row["ticket"]) for row in rows}
+        assert len(rows) == 4 * len(groups)  # every rollout of each
+        found += [ticket for _, ticket in sorted(groups)]
+    return found
+
+
+def complete(run: Path, step: int) -> None:
+    """Every group that was drawn was trained on once, or is still to be: in the checkpoint."""
+    state = torch.load(run / f"checkpoints/step-{step:06d}/state.pt")
+    assert sorted([*tickets(run), *(number for number, _, _ in state["asked"])]) == list(range(state["drawn"]))
+
+
+@pytest.mark.slow
+def test_as_one_process_through_deaths_and_hangs(cluster: str, tmp_path: Path) -> None:
+    """Two rollout workers, of which one dies and one hangs, a reward worker that dies, two trainers."""
+    (tmp_path / "frail.py").write_text(ONCE + FRAIL)
+    (tmp_path / "ends.py").write_text(ONCE + ENDS)
+    pieces = [f"rollout.strategy={tmp_path}/frail.py:frail", f"rewards.functions={tmp_path}/ends.py:ends"]
+    tiny = [*TINY, *EVERY, *pieces]
+    for name in ("rollout-died", "rollout-hung", "reward-died"):
+        (tmp_path / name).touch()
+    one = start(resolve(overrides=tiny), tmp_path / "one", quiet=True)
+    for name in ("rollout-died", "rollout-hung", "reward-died"):
+        (tmp_path / name).unlink()
+    team = [*RAY, "scale.rollout_workers=2", "scale.train_workers=2", "scale.timeout=8"]
+    run = start(resolve(overrides=[*tiny, *team]), tmp_path / "run", quiet=True)
+    assert {p.name for p in tmp_path.iterdir()} > {"rollout-died", "rollout-hung", "reward-died"}
+    assert sum(row.pop("workers/replaced", 0.0) for row in run.metrics) >= 3
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run.metrics))
+    without_sync(run.path)
+    same(one.path, run.path)
+    assert tickets(run.path) == tickets(one.path) == list(range(12))
+
+
+def without_sync(run: Path) -> None:
+    """Leave out of the metrics what only several processes measure."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{name: value for name, value in row.items() if name != "workers/replaced"} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def begun(cluster: str, run: Path, *more: str) -> subprocess.Popen[str]:
+    """A long run of another driver that has passed its first steps."""
+    command = [sys.executable, "-m", "coterie", "train", *TINY, *EVERY, *RAY, *more, "steps=100000", "-q", "-o", str(run)]
+    environment = {**os.environ, "RAY_ADDRESS": cluster}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    until = time.monotonic() + 200
+    while not (run / "checkpoints/step-000003").exists():
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[1]
+        time.sleep(0.1)
+    return process
+
+
+def titled(title: str) -> int:
+    """The process with this title."""
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if title in line.read_text():
+                return int(line.parent.name)
+        except OSError:
+            continue
+    raise AssertionError(f"no process {title}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("victim", ["driver", "trainer"])
+def test_what_ends_the_run_leaves_a_checkpoint(victim: str, cluster: str, tmp_path: Path) -> None:
+    """Ahead of the trainer, with groups under way: after resuming, none is lost and none is trained on twice."""
+    run = tmp_path / "run"
+    process = begun(cluster, run, "scale.max_staleness=2", f"scale.train_workers={1 if victim == 'driver' else 2}")
+    if victim == "driver":
+        process.kill()
+        process.communicate(timeout=60)
+    else:
+        os.kill(titled("ray::_Trainer"), signal.SIGKILL)
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode != 0 and "trainer 1 of 2 died" in said and "coterie resume" in said
+    last = max(int(p.name[-6:]) for p in (run / "checkpoints").glob("step-0*"))
+    for late in (run / "rollouts").glob("step-*.parquet"):
+        assert int(late.name[5:11]) <= last + 1  # a step after the checkpoint is done again, and written over
+    resume(run, steps=last + 3, workers=1, quiet=True)
+    complete(run, last + 3)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(row.get("staleness/max", 0.0) for row in rows) <= 2.0
+
+
+def test_what_cannot_be_is_said(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match=r"need 9 CPUs .* has 2"):
+        start(resolve(overrides=[*TINY, "scale.engine=ray", "scale.rollout_workers=8"]), tmp_path / "run")
+    with pytest.raises(RecipeError, match="only exists in this process"):
+        start(resolve(overrides=[*TINY, *RAY], functions=[lambda completions, **_: [1.0] * len(completions)]))
+    with pytest.raises(RecipeError, match=r"is of scale\.engine=ray"):
+        resolve(overrides=[*TINY, "scale.max_staleness=1"])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RecipeError, match=r"coterie\[scale\]"):
+        start(resolve(overrides=[*TINY, *RAY]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_reward_that_fails_ends_the_run_with_its_message(cluster: str, tmp_path: Path) -> None:
+    (tmp_path / "picky.py").write_text("def picky(completions, **columns):\n    raise ValueError('not here')\n")
+    with pytest.raises(RewardError, match="'picky' raised ValueError: not here"):
+        start(resolve(overrides=[*TINY, *RAY, f"rewards.functions={tmp_path}/picky.py:picky"]), tmp_path / "run", quiet=True)
+
+
+def test_one_process_does_not_import_ray() -> None:
+    code = "import sys, coterie.loop, coterie.api, coterie.scale; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
