@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coterie.errors import PolicyError
+from coterie.policies import own_code
 from coterie.policies.tiny import TinySpec, build
 from coterie.policies.wide_head import widen_head
 
@@ -164,12 +165,8 @@ def _auto(spec: SourceSpec, name: str | None) -> Any:
     import transformers
 
     chosen = spec.auto_class
-    if spec.trust_remote_code and spec.remote_classes:
-        revision = {} if spec.revision is None else {"revision": spec.revision}
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=True, **revision)
-        known = getattr(config, "auto_map", None) or {}
-        if known:
-            chosen = next((c for c in (chosen, *spec.remote_classes) if c in known), chosen)
+    if spec.trust_remote_code and spec.remote_classes and name is not None:
+        chosen = own_code.prepare(spec, name, (chosen, *spec.remote_classes)) or chosen
     return getattr(transformers, chosen)
 
 

@@ -1,4 +1,7 @@
-"""Checkpoints that bring their own code, as LLaDA does: a small one made, saved, loaded from disk, trained, saved."""
+"""Checkpoints that bring their own code, as LLaDA does: a small one made, loaded from disk, trained, saved.
+
+Its code is as old as LLaDA's: no post_init, tie_weights without arguments, a setting that configs lost, no padding.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from coterie import api
 from coterie.errors import PolicyError
@@ -51,16 +55,15 @@ class OwnModel(PreTrainedModel):
         self.embed, self.place = nn.Embedding(config.vocab, d), nn.Embedding(config.places, d)
         self.attend, self.mix = nn.MultiheadAttention(d, config.n_heads, batch_first=True), nn.Linear(d, d)
         self.head = nn.Linear(d, config.vocab)
-        self.post_init()
+
+    def tie_weights(self):
+        pass
 
     def get_input_embeddings(self):
         return self.embed
 
-    def _init_weights(self, module):
-        if isinstance(module, nn.Embedding | nn.Linear):
-            module.weight.data.normal_(0, 0.5)
-
     def forward(self, input_ids, attention_mask=None, **kwargs):  # every token sees every other, padding too
+        assert not self.config.use_cache
         x = self.embed(input_ids) + self.place.weight[: input_ids.shape[1]]
         x = x + self.attend(x, x, x, need_weights=False)[0]
         return MaskedLMOutput(logits=self.head(x + torch.tanh(self.mix(x))))
@@ -93,7 +96,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         shape = AutoConfig.from_pretrained(made, trust_remote_code=True)
-        AutoModel.from_config(shape, trust_remote_code=True).save_pretrained(made)
+        weights = AutoModel.from_config(shape, trust_remote_code=True).state_dict()
+    save_file({k: w.contiguous() for k, w in weights.items()}, made / "model.safetensors", metadata={"format": "pt"})
     yield made
     patched.undo()
 
