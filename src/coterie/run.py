@@ -113,6 +113,8 @@ class Run:
         if "pass_index" in wiring.wanted(self.recipe, "roll out") and "pass_index" not in out:
             here = torch.arange(rollouts["mask"].shape[1], device=rollouts["mask"].device)
             out["pass_index"] = here.expand(rollouts["mask"].shape)  # each decision had a forward pass of its own
+        if "schedules" in wiring.wanted(self.recipe, "roll out") and "schedules" not in out:
+            out["schedules"] = torch.zeros_like(rollouts["mask"])  # how to decode was nobody's decision
         out.setdefault("weights", torch.ones_like(rollouts["logp_old"][:, 0]))
         return out
 

@@ -25,7 +25,7 @@ from coterie.recipe import resolve
 from coterie.rollouts import Rollouts
 from coterie.run import Run, build
 from coterie.update import _loss, provide, update
-from tests.e2e.conftest import TINY
+from tests.e2e.conftest import DENOISES, TINY
 from tests.e2e.test_resume import assert_same_run, finish, kill, start, wait_for
 
 MASKED = [*TINY, "model.kind=masked_diffusion", "task.dense=true", "unmask.steps=2"]
@@ -122,9 +122,17 @@ def test_language_pieces_that_make_no_sense_say_so() -> None:
         recipe = resolve(values={SLOTS[piece.kind]: [value] if chained else value}, overrides=MASKED)
         with pytest.raises(RecipeError, match=f"'({columns})' .* a policy of unmaskings does not have"):
             build(recipe)
-    for strategy in ("partial", "segment_tree", "segment_probes", "serial_exit"):
-        with pytest.raises(RecipeError, match=f"rollout.strategy={strategy} drives a policy of tokens"):
-            build(resolve(overrides=[*MASKED, f"rollout.strategy={strategy}"]))
+    strategies = [p for p in all_pieces() if p.kind == "strategy" and p.module.startswith("coterie.")]
+    for own, overrides in (("unmaskings", MASKED), ("denoising steps", [*TINY, *DENOISES])):
+        for piece in strategies:
+            if piece.decisions not in (None, own):
+                said = f"rollout.strategy={piece.slug} drives a policy of {piece.decisions}"
+                with pytest.raises(RecipeError, match=said):
+                    build(resolve(overrides=[*overrides, f"rollout.strategy={piece.slug}"]))
+    with pytest.raises(RecipeError, match=r"rollout\.sampler=ode is a rule for denoising steps"):
+        build(resolve(overrides=[*MASKED, "rollout.sampler=ode"]))
+    with pytest.raises(RecipeError, match=r"objective\.imitation"):
+        build(resolve(method="chord", overrides=MASKED))
     with pytest.raises(RecipeError, match=r"rollout\.stop"):
         build(resolve(overrides=[*MASKED, "rollout.stop=[x]"]))
     with pytest.raises(RecipeError, match=r"unmask\.steps"):

@@ -76,10 +76,10 @@ def decode(
         many = planned[rows]
         factor = None
         if learned is not None and actions is not None:
-            at = passes[rows]
-            chance = torch.stack([uniform(seeds[rows], _ACTIONS + 2 * at + field) for field in (0, 1)], -1)
-            value, density = learned.draw(at, chance, sampling.temperature == 0.0)
-            actions.value[rows, at], actions.logp[rows, at] = value, density
+            now = passes[rows]
+            chance = torch.stack([uniform(seeds[rows], _ACTIONS + 2 * now + field) for field in (0, 1)], -1)
+            value, density = learned.draw(now, chance, sampling.temperature == 0.0)
+            actions.value[rows, now], actions.logp[rows, now] = value, density
             many, factor = count(value, left[rows], step.of - step.number), temperature(value)
         here = torch.zeros_like(open_[rows])
         here[:, block] = open_[rows][:, block]
