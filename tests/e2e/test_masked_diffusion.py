@@ -113,7 +113,7 @@ def test_every_piece_runs_unchanged(piece: Piece, run: Run, batch: Rollouts, mon
     assert out[where].isfinite().all()
 
 
-def test_language_pieces_that_make_no_sense_say_so() -> None:
+def test_language_pieces_that_make_no_sense_say_so(tmp_path: Path) -> None:
     assert LACKING
     for piece in LACKING:
         columns = "|".join(c for c in piece.required if c in MaskedDiffusion.lacks)
@@ -123,12 +123,14 @@ def test_language_pieces_that_make_no_sense_say_so() -> None:
         with pytest.raises(RecipeError, match=f"'({columns})' .* a policy of unmaskings does not have"):
             build(recipe)
     strategies = [p for p in all_pieces() if p.kind == "strategy" and p.module.startswith("coterie.")]
+    needs: dict[str, Any] = {"growing_horizon": {"turns": [2]}, "swarm": {"path": str(tmp_path)}}
     for own, overrides in (("unmaskings", MASKED), ("denoising steps", [*TINY, *DENOISES])):
         for piece in strategies:
             if piece.decisions not in (None, own):
-                said = f"rollout.strategy={piece.slug} drives a policy of {piece.decisions}"
+                said = f"rollout.strategy={piece.slug} (drives a policy of {piece.decisions}|plays in a world)"
                 with pytest.raises(RecipeError, match=said):
-                    build(resolve(overrides=[*overrides, f"rollout.strategy={piece.slug}"]))
+                    named = {piece.slug: needs.get(piece.slug, {})}
+                    build(resolve(values={"rollout.strategy": named}, overrides=overrides))
     with pytest.raises(RecipeError, match=r"rollout\.sampler=ode is a rule for denoising steps"):
         build(resolve(overrides=[*MASKED, "rollout.sampler=ode"]))
     with pytest.raises(RecipeError, match=r"objective\.imitation"):
