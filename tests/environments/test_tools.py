@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from coterie import pieces
 from coterie.environments import World
 from coterie.environments.tool_calls import PYTHON_TAG, Call, Said, parse, write
 from coterie.environments.tool_world import ToolWorld
@@ -22,6 +25,7 @@ from coterie.policies.loading import ModelSpec
 from coterie.policies.tiny import CHARACTERS, TinySpec
 from coterie.rollout.episodes import play
 from coterie.rollouts import Prompt, Sampling
+from coterie.tasks.base import validate
 
 NAMES = {"add", "look"}
 FORMATS = ("hermes", "llama", "xml")
@@ -92,6 +96,8 @@ def test_several_calls_text_beside_them_and_what_a_stop_string_leaves() -> None:
         ("llama", PYTHON_TAG + "add.call(3)", "tool.call(name=value)"),
         ("llama", PYTHON_TAG + "add.call(a=__import__('os'))", "plain values"),
         ("llama", PYTHON_TAG + "sub.call(a=1)", "there is no tool"),
+        ("llama", PYTHON_TAG + "add.call(a=" + "-" * 50_000 + "1)", "plain values"),
+        ("llama", PYTHON_TAG + "add.call(a=" + "[" * 5_000 + "1", "plain values"),
         ("xml", "<sub><a>1</a></sub>", "there is no tool 'sub'"),
         ("xml", "<add>1</add>", "outside of its arguments"),
         ("xml", "<add><a>1</a><a>2</a></add>", "twice"),
@@ -241,3 +247,14 @@ def test_prompts_with_tools() -> None:
     blind = policy("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(PolicyError, match="does not show them"):
         blind.encode(asked)
+
+
+def test_the_world_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_registry", dict(pieces._registry))
+    text = (Path(__file__).parents[2] / "docs" / "worlds.md").read_text(encoding="utf-8")
+    found = re.search(r'^```python title="my_tools.py"\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    names: dict[str, Any] = {"__name__": "my_tools"}
+    exec(found[1], names)
+    task = names["inventory"]()
+    assert validate(task).ok and len(task.train) + len(task.held_out) == 6

@@ -62,7 +62,8 @@ def tools(seed: int, people: int, retriever: Retriever, k: int = 3) -> list[Call
             raise ToolError(f"{entity} has no {relation[:40]!r}; it has {', '.join(corpus.relations(entity))}")
         return corpus.facts[entity, relation]
 
-    return {"bm25": [search], "graph": [lookup], "both": [search, lookup]}[retriever]
+    given: dict[Retriever, list[Callable[..., Any]]] = {"bm25": [search], "graph": [lookup], "both": [search, lookup]}
+    return given[retriever]
 
 
 class Search(ToolWorld):

@@ -12,6 +12,8 @@ from xml.sax.saxutils import escape, unescape
 
 Format = Literal["hermes", "llama", "xml"]
 PYTHON_TAG = "<|python_tag|>"
+LONGEST = 20_000
+"""Characters of a call that is written as code."""
 _THOUGHT = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL)
 _HERMES = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _XML = re.compile(r"<([A-Za-z_][\w.-]*)>(.*?)(?:</\1>|\Z)", re.DOTALL)
@@ -100,6 +102,8 @@ def _llama(text: str, names: Collection[str]) -> Said:
 def _built_in(body: str, name: str, names: Collection[str]) -> Call:
     """name.call(key="value", …), as the tools that Llama knows by heart are called."""
     try:
+        if len(body) > LONGEST:
+            raise ValueError
         tree = ast.parse(body, mode="eval").body
         if not isinstance(tree, ast.Call) or tree.args or any(k.arg is None for k in tree.keywords):
             raise ValueError

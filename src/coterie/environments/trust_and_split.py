@@ -36,7 +36,8 @@ class TrustAndSplit(TextWorld):
 
     def begin(self, row: Mapping[str, Any]) -> str:
         self.hands, self.round = row["hands"], 0
-        self.told, self.wronged, self.total, self.past = "", False, 0.0, []  # type: tuple[str, bool, float, list[str]]
+        self.told, self.wronged, self.total = "", False, 0.0
+        self.past: list[str] = []
         self.fair = sum(100 for ours, theirs in self.hands if values(ours, theirs)[0] == 10)
         return ""
 

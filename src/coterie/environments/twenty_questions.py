@@ -46,7 +46,8 @@ class TwentyQuestions(TextWorld):
     the episode with 1 where that is right, and is answered no elsewhere."""
 
     def begin(self, row: Mapping[str, Any]) -> str:
-        self.secret, self.asked = row["secret"], []  # type: list[str]
+        self.secret = row["secret"]
+        self.asked: list[str] = []
         return ""
 
     def act(self, command: str) -> Outcome:

@@ -29,7 +29,8 @@ class Wordle(TextWorld):
     """
 
     def begin(self, row: Mapping[str, Any]) -> str:
-        self.target, self.said = row["target"], []  # type: list[str]
+        self.target = row["target"]
+        self.said: list[str] = []
         return ""
 
     def act(self, command: str) -> Outcome:

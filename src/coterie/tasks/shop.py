@@ -32,7 +32,7 @@ def shop(
         raise RecipeError(f"shop has 4 to 200 items and 6 turns or more, got {items} and {turns}")
 
     def make(rng: np.random.Generator) -> Row:
-        stock = []
+        stock: list[dict[str, Any]] = []
         for _ in range(items):
             kind, maker = str(rng.choice(KINDS)), str(rng.choice(_MAKERS))
             traits = sorted(rng.choice(TRAITS, 2, replace=False).tolist())
@@ -42,7 +42,7 @@ def shop(
                  "price": int(rng.integers(5, 100))}
             )  # fmt: skip
         wanted = stock[int(rng.integers(items))]
-        goal = {
+        goal: dict[str, Any] = {
             "kind": wanted["kind"], "traits": wanted["traits"], "colour": str(rng.choice(wanted["colours"])),
             "size": str(rng.choice(SIZES)), "price": int(wanted["price"] + rng.integers(0, 10)),
         }  # fmt: skip

@@ -60,7 +60,7 @@ def web_page(
             left, top = 10 + (place % 2) * WIDTH // 2, 10 + place // 2 * HEIGHT // 4
             width, height = {"field": (150, 30), "tick": (20, 20), "button": (90, 30)}[kind]
             widgets.append({"kind": kind, "label": str(label), "box": [left, top, left + width, top + height]})
-        goal = {
+        goal: dict[str, Any] = {
             "fields": {w["label"]: str(rng.choice(_TEXTS)) for w in widgets[:fields]},
             "ticks": {w["label"]: True for w in widgets[4 : 4 + ticks]},
             "button": widgets[7]["label"],
@@ -82,7 +82,8 @@ def web_page(
 def plan(row: Row) -> list[dict[str, Any]]:
     """The actions of who does what is asked, in order, with the boxes that clicks are to hit."""
     boxes = {w["label"]: w["box"] for w in row["widgets"]}
-    goal, screen, out = row["goal"], 0, []
+    goal, screen = row["goal"], 0
+    out: list[dict[str, Any]] = []
     for label in (*goal["fields"], *goal["ticks"], goal["button"]):
         left, top, right, bottom = boxes[label]
         if top // HEIGHT != screen:
