@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from environments.worlds import Faulty, Spoken, Walk
 
+from coterie.api import start
 from coterie.credit import decayed_turn_norm
 from coterie.environments import Episode, World
 from coterie.errors import RecipeError
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import ModelSpec
 from coterie.policies.tiny import TinySpec
+from coterie.recipe import resolve
 from coterie.rollout.contexts import Moment, Window, Workspace, one_row_each
 from coterie.rollout.episodes import play
 from coterie.rollouts import Prompt, Rollouts, Sampling
@@ -176,3 +179,45 @@ def test_a_task_provides_the_column_of_its_context() -> None:
     assert "turns_after" in Task("t", [], [], world=World(Walk, context=Workspace())).provides
     assert "turns_after" not in Task("t", [], [], world=World(Walk)).provides
     assert "reading Window(keep=2, longest=4)" in World(Walk, context=Window()).described
+
+
+TASK = """
+from coterie.environments import Step, World, episode_return
+from coterie.pieces import task
+from coterie.rewards.functions import WeightedReward
+from coterie.rollout.contexts import Window
+from coterie.tasks.base import Task
+
+
+class Climb:
+    def reset(self, row):
+        self.at, self.goal = 0, row["goal"]
+
+    def step(self, action):
+        self.at += "a" in action
+        done = self.at == self.goal
+        return Step(f"{self.at}>", float(done), done, {"success": done})
+
+
+@task()
+def climb() -> Task:
+    rows = [{"prompt": f"{goal}>", "goal": goal} for goal in (1, 2, 1, 2)]
+    return Task(
+        "climb", rows, rows[:2], rewards=[WeightedReward(episode_return, "return")], vocabulary="012345>ab",
+        world=World(Climb, turns=5, turn_tokens=1, context=Window(0, 1)), script=lambda row, seen: "a",
+    )
+"""
+
+
+def test_a_run_whose_episodes_have_several_rows(tmp_path: Path) -> None:
+    (tmp_path / "climb.py").write_text(TASK, encoding="utf-8")
+    settings = [
+        f"task={tmp_path / 'climb.py'}:climb", "model={init: {layers: 1, width: 32, heads: 4, context: 32}}", "steps=2",
+        "threads=1", "rollout.max_tokens=8", "rollout.group_size=8", "draw.prompts=2", "checkpoint.every=0", "log.rollouts_every=0",
+        "evaluation={every: 0, prompts: 2, samples: 3, greedy: true}", "warm_start={steps: 2, batch: 4}",
+    ]  # fmt: skip
+    metrics = start(resolve(method="iter-research", overrides=settings), tmp_path / "run", quiet=True).metrics
+    steps = [row for row in metrics if "reward/mean" in row]
+    assert len(steps) == 2 and all(row["episode/turns"] > 1 for row in steps)
+    assert any(row["eapo/decay"] < 1 for row in steps)  # a row knows how many turns lie behind it
+    assert all(0 <= row["eval/greedy"] <= 1 and row["eval/length"] >= 1 for row in metrics if "eval/greedy" in row)
