@@ -122,7 +122,8 @@ def test_a_run_with_partial_rewards(tmp_path: Path) -> None:
     settings = [
         "task=sql", "task.chat=false", "task.partial=true", "task.train=8", "task.held_out=4", "task.turns=2",
         "task.context=workspace", "model={init: {layers: 1, width: 32, heads: 4, context: 800}}", "threads=1",
-        "rollout.max_tokens=48", "rollout.group_size=2", "draw.prompts=2", "log.rollouts_every=0", "checkpoint.every=0", "steps=1",
+        "rollout.max_tokens=48", "rollout.group_size=2", "draw.prompts=2", "log.rollouts_every=0",
+        "checkpoint.every=0", "steps=1",
         "evaluation={every: 0, prompts: 1, samples: 1, greedy: false}", "warm_start={steps: 1, batch: 1}",
     ]  # fmt: skip
     rows = start(resolve(method="grpo", overrides=settings), tmp_path / "run", quiet=True).metrics

@@ -213,7 +213,8 @@ def test_a_run_whose_episodes_have_several_rows(tmp_path: Path) -> None:
     (tmp_path / "climb.py").write_text(TASK, encoding="utf-8")
     settings = [
         f"task={tmp_path / 'climb.py'}:climb", "model={init: {layers: 1, width: 32, heads: 4, context: 32}}", "steps=2",
-        "threads=1", "rollout.max_tokens=8", "rollout.group_size=8", "draw.prompts=2", "checkpoint.every=0", "log.rollouts_every=0",
+        "threads=1", "rollout.max_tokens=8", "rollout.group_size=8", "draw.prompts=2", "checkpoint.every=0",
+        "log.rollouts_every=0",
         "evaluation={every: 0, prompts: 2, samples: 3, greedy: true}", "warm_start={steps: 2, batch: 4}",
     ]  # fmt: skip
     metrics = start(resolve(method="iter-research", overrides=settings), tmp_path / "run", quiet=True).metrics
