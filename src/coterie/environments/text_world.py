@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from coterie.environments.base import Step
@@ -37,15 +38,17 @@ class TextWorld:
         return Step(seen, outcome.reward, outcome.done, info)
 
 
+@dataclass(frozen=True)
 class Outcome:
-    """What a command led to."""
+    """What a command led to. state: the state's key, where that is more than what is seen."""
 
-    def __init__(
-        self, seen: str, reward: float = 0.0, done: bool = False, *, success: bool = False, valid: bool = True,
-        state: str | None = None,
-    ) -> None:  # fmt: skip
-        self.seen, self.reward, self.done = seen, reward, done
-        self.success, self.valid, self.state = success, valid, state
+    seen: str
+    reward: float = 0.0
+    done: bool = False
+    _: KW_ONLY
+    success: bool = False
+    valid: bool = True
+    state: str | None = None
 
 
 def unknown(what: str) -> Outcome:
