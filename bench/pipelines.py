@@ -18,8 +18,8 @@ from bench.results import Figure, Findings
 
 PATH = ROOT / "docs" / "img" / "pipelines.png"
 RECIPE = ROOT / "src" / "coterie" / "recipes" / "images.yaml"
-WAYS = {"LoRA": [], "full": ["model.lora=null", "optimizer.lr=1e-3"]}
-ENDS = 5
+WAYS = {"LoRA": [], "full": ["model.lora=null", "optimizer.lr=5e-3"]}
+ENDS = 10
 """Training steps over which the first and the last reward are averaged."""
 
 
