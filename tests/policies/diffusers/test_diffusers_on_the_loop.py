@@ -13,6 +13,7 @@ import torch
 from test_conformance import SETTINGS, name
 
 from coterie.api import resume, start
+from coterie.cli.demo import RECIPES
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import RecipeError
@@ -184,6 +185,15 @@ def test_your_own_prompts_and_reward(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(overrides: list[str], told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         build(resolve(overrides=overrides))
+
+
+def test_the_recipe_of_pictures_takes_any_pipeline(tmp_path: Path) -> None:
+    recipe = RECIPES / "images.yaml"
+    policy = build(resolve(file=recipe)).policy
+    assert isinstance(policy, DiffusersPolicy) and policy.has_adapters
+    policy.save(tmp_path / "base", merge=True)
+    other = build(resolve(file=recipe, overrides=[f"model={tmp_path / 'base'}", "model.height=16", "model.width=16"]))
+    assert isinstance(other.policy, DiffusersPolicy) and other.policy.source == tmp_path / "base"
 
 
 def test_colours() -> None:
