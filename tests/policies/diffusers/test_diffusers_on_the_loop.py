@@ -133,12 +133,9 @@ def test_strategies_of_denoising(strategy: str, shared: Any, monkeypatch: pytest
     assert run.metrics["ratio/max_abs_log"] < 1e-5
 
 
-@pytest.mark.parametrize("how", ["lora", "full"])
-def test_resumed_it_goes_on_bit_for_bit(how: str, tmp_path: Path) -> None:
-    """Stopped after one of two steps, with a batch that waits; then exported, and loaded by plain diffusers and as a
-    policy.
-    """
-    overrides = [*SMALL, model("sd3"), "update.staleness=1", *([LORA] if how == "lora" else [])]
+def test_resumed_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Stopped after one of two steps, with a batch that waits; what it left is a pipeline and a policy."""
+    overrides = [*SMALL, model("sd3"), "update.staleness=1"]
     whole = start(resolve(method="flow-grpo", overrides=overrides), tmp_path / "whole", quiet=True)
     start(resolve(method="flow-grpo", overrides=[*overrides, "steps=1"]), tmp_path / "part", quiet=True)
     resumed = resume(tmp_path / "part", quiet=True, steps=2)
@@ -149,18 +146,27 @@ def test_resumed_it_goes_on_bit_for_bit(how: str, tmp_path: Path) -> None:
     assert timeless[0] == timeless[1] and timeless[0][-1]["grad/norm"] > 0.0
     picture = (tmp_path / "whole/samples/step-000002.png").read_bytes()
     assert picture == (tmp_path / "part/samples/step-000002.png").read_bytes()
-
-    checkpoint = tmp_path / "whole/checkpoints/step-000002"
-    run = build(resolve(file=tmp_path / "whole/recipe.yaml"), checkpoint, to_train=False)
-    run.policy.save(tmp_path / "out", merge=True)
-    assert diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out").transformer is not None
-    again = build(resolve(overrides=[*SMALL, f"model={{name: {tmp_path / 'out'}, height: 16, width: 16}}"]))
-    assert isinstance(again.policy, DiffusersPolicy) and again.policy.source == tmp_path / "out"
-    if how == "lora":
-        assert files.LORA in [f.name for f in (checkpoint / "policy").iterdir()]
+    folder = tmp_path / "whole/checkpoints/step-000002/policy"
+    assert diffusers.DiffusionPipeline.from_pretrained(folder).transformer is not None
+    again = build(resolve(overrides=[*SMALL, f"model={{name: {folder}, height: 16, width: 16}}"]))
+    assert isinstance(again.policy, DiffusersPolicy) and again.policy.source == folder
     rows = rollout_store.read(tmp_path / "whole/rollouts/step-000002.parquet")
     assert rows[0]["completion"].startswith("data:image/png;base64,")
-    assert {row["prompt"].split()[-1] for row in rows} <= {"red", "blue", *"wall paper paint curtain cloth".split()}
+
+
+def test_adapters_and_their_optimizer_are_restored(tmp_path: Path) -> None:
+    recipe = resolve(method="flow-grpo", overrides=[*SMALL, model("sd3"), LORA])
+    run = one_update(recipe)
+    run.save(tmp_path / "kept")
+    again = build(recipe, tmp_path / "kept")
+    for step in (1, 2):
+        for each in (run, again):
+            batch = collect(each, step, Clock())
+            assert batch is not None
+            update(each, select(each, credit(each, batch, step, Clock()), step, Clock()), step, Clock())
+    state, other = run.policy.state_dict(), again.policy.state_dict()
+    assert state.keys() == other.keys() and all(torch.equal(state[k], other[k]) for k in state)
+    assert again.policy.version == run.policy.version and (tmp_path / "kept/policy" / files.LORA).is_file()
 
 
 def test_your_own_prompts_and_reward(tmp_path: Path) -> None:

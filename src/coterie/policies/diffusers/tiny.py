@@ -156,7 +156,7 @@ def _vae(shift: float | None = None) -> Any:
     """Halves a side, four numbers a place; the decoder shows three of them as they are, but for their scale."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8), layers_per_block=1, latent_channels=4,
         norm_num_groups=4, sample_size=16, scaling_factor=1.0, shift_factor=shift, use_quant_conv=shift is None,
