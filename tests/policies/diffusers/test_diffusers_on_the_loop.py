@@ -155,10 +155,10 @@ def test_resumed_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_adapters_and_their_optimizer_are_restored(tmp_path: Path) -> None:
-    recipe = resolve(method="flow-grpo", overrides=[*SMALL, model("sd3"), LORA])
-    run = one_update(recipe)
+    overrides = [*SMALL, model("sd3"), LORA]
+    run = one_update(resolve(method="flow-grpo", overrides=overrides))
     run.save(tmp_path / "kept")
-    again = build(recipe, tmp_path / "kept")
+    again = build(resolve(method="flow-grpo", overrides=overrides), tmp_path / "kept")
     for step in (1, 2):
         for each in (run, again):
             batch = collect(each, step, Clock())
