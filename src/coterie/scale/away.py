@@ -87,9 +87,8 @@ class Ahead(InStep):
         with clock.phase("generate"):
             while len(taken) < count:
                 self._ask(run, step, count - len(taken))
-                found = next(
-                    (r for r in self.ready if self.ledger.may_take(r[0].number, step, count - len(taken))), None
-                )
+                places = count - len(taken)
+                found = next((r for r in self.ready if self.ledger.may_take(r[0].number, step, places)), None)
                 if found is None:
                     made = self.pool.next()
                     self.ready.extend((t, m) for t, m in zip(made.job.tickets, _groups(made), strict=True))

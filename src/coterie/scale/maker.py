@@ -1,4 +1,4 @@
-"""What a worker beside the trainer does: it holds a run of its own that never learns, and rolls out or grades for it."""
+"""A worker beside the trainer: it holds a run of its own that never learns, and rolls out or grades."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from coterie.scale.weights import digest, pack, unpack
 
 @dataclass(frozen=True)
 class Job:
-    """Groups that are rolled out together, at the settings of a step. `first` is the place of the first in its batch."""
+    """Groups that are rolled out together, at a step's settings. `first` is the place of the first in its batch."""
 
     number: int
     tickets: tuple[Ticket, ...]

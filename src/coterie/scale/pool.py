@@ -19,6 +19,7 @@ TRIES = 3
 """Times that one job is begun before it is taken to be what kills the workers."""
 LOADING = 900.0
 """Seconds that a worker has at the least to load its model or new weights."""
+LOST = "lost its rollouts"
 BLINK = 0.1
 """Seconds after which the pool looks up from its waiting."""
 
@@ -103,6 +104,8 @@ class Pool:
             while not self.done:
                 if self.error is not None:
                     raise self.error
+                if not self.thread.is_alive():
+                    raise RunError("what hands out the rollouts has ended", hint="coterie resume RUN")
                 self.lock.wait(1.0)
             return self.done.popleft()
 
@@ -158,10 +161,12 @@ class Pool:
     def _finish(self, reference: Any, task: _Task) -> None:
         try:
             answer = self.ray.get(reference)
+        except self.ray.exceptions.ObjectLostError:  # they went with the machine of the worker that made them
+            return self._again(task, LOST)
         except self.ray.exceptions.RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, self.ray.exceptions.RayError):  # the rollouts went with the worker that made them
-                return self._again(task, "the rollouts were lost")
+            if isinstance(cause, self.ray.exceptions.ObjectLostError):
+                return self._again(task, LOST)
             raise (
                 cause
                 if isinstance(cause, CoterieError)
@@ -187,11 +192,11 @@ class Pool:
             limit = self.scale.timeout if task.job is not None else max(self.scale.timeout, LOADING)
             if now - task.since > limit:
                 del self.tasks[reference]
-                self.ray.kill(task.actor.handle)
                 self._replace(task, f"did not answer for {limit:g} s")
 
     def _replace(self, task: _Task, what: str) -> None:
         """Put a new worker in the place of one that is gone, and do what it was at again."""
+        self.ray.kill(task.actor.handle)
         self.failures += 1
         if self.failures > TRIES * len(self.actors):
             raise RunError(
@@ -215,7 +220,7 @@ class Pool:
                 hint="coterie resume RUN tries anew; is a worker out of memory, or scale.timeout too short?",
             )
         with self.lock:
-            if task.actor.kind == "grade" and what != "the rollouts were lost":
+            if task.actor.kind == "grade" and what != LOST:
                 self.made.appendleft((task.job, task.made))
             else:
                 self.waiting.appendleft(task.job)

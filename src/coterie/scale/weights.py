@@ -15,7 +15,7 @@ _ALIGNED = 8
 
 
 def pack(state: Mapping[str, Tensor], size: int = BUCKET) -> Iterator[np.ndarray]:
-    """The tensors' bytes in order, each padded to a multiple of eight, about `size` at once. Each bucket is new memory."""
+    """The tensors' bytes in order, each padded to a multiple of eight, about `size` at once, in new memory."""
     bucket: list[Tensor] = []
     for tensor in state.values():
         raw = tensor.detach().contiguous().flatten().view(torch.uint8).cpu()
