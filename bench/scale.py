@@ -32,16 +32,20 @@ SETTINGS = {
     "ray, 1 ahead, 2 rollout workers": [*RAY, "scale.max_staleness=1", "scale.rollout_workers=2"],
 }
 
+BARE = ("one process", "ray, in step, 1 rollout worker", "ray, 1 ahead, 1 rollout worker")
+"""What the figures are of."""
+
 
 def run(options: Any) -> Findings:
     try:
         import ray
     except ImportError:
         return Findings(skipped="ray is not installed")
-    found, steps, runs = Findings(), 10 if options.quick else 20, options.runs_or(3, 1)
+    found, steps, runs = Findings(), 8 if options.quick else 20, options.runs_or(3, 1)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        made: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS if options.wants(name)}
+        names = [name for name in SETTINGS if options.wants(name) and (name in BARE or not options.quick)]
+        made: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _ in range(runs):
             for name in made:
                 made[name].append(_train(SETTINGS[name], steps))
@@ -50,7 +54,7 @@ def run(options: Any) -> Findings:
             found.detail[name] = {"decisions a second": spread([e["decisions/s"] for e in each]), "runs": each}
         _figures(found, made, runs)
         if options.wants("weights"):
-            _weights(found, ray, 8 if options.quick else 64, 5)
+            _weights(found, ray, 256, 5)
     finally:
         ray.shutdown()
     found.notes.append("seconds a step and decisions a second of whole runs, start and first steps left out")
@@ -61,7 +65,7 @@ def _figures(found: Findings, made: dict[str, list[dict[str, float]]], runs: int
     def median(name: str, key: str) -> float:
         return statistics.median(e[key] for e in made[name])
 
-    one, step, ahead = "one process", "ray, in step, 1 rollout worker", "ray, 1 ahead, 1 rollout worker"
+    one, step, ahead = BARE
     if {one, step} <= set(made):
         share = 1 - median(step, "decisions/s") / median(one, "decisions/s")
         found.figures.append(Figure("share of a step that Ray and serialisation take", share, None, runs, at_most=True))
