@@ -32,6 +32,7 @@ SETTINGS = {
     "ray, 1 ahead, 2 rollout workers": [*RAY, "scale.max_staleness=1", "scale.rollout_workers=2"],
 }
 
+_PHASES = ("generate", "workers", "sync", "learn")
 BARE = ("one process", "ray, in step, 1 rollout worker", "ray, 1 ahead, 1 rollout worker")
 """What the figures are of."""
 
@@ -65,9 +66,10 @@ def _figures(found: Findings, made: dict[str, list[dict[str, float]]], runs: int
     def median(name: str, key: str) -> float:
         return statistics.median(e[key] for e in made[name])
 
-    one, step, ahead = BARE
-    if {one, step} <= set(made):
-        share = 1 - median(step, "decisions/s") / median(one, "decisions/s")
+    _, step, ahead = BARE
+    if step in made:
+        waits = [(e["generate s"] + e["sync s"] - e["workers s"]) / e["step s"] for e in made[step]]
+        share = statistics.median(waits)
         found.figures.append(Figure("share of a step that Ray and serialisation take", share, None, runs, at_most=True))
     if {step, ahead} <= set(made):
         gain = median(ahead, "decisions/s") / median(step, "decisions/s")
@@ -85,7 +87,7 @@ def _train(settings: list[str], steps: int) -> dict[str, float]:
     if len(rows) != steps - 1:
         raise BenchError(f"{len(rows)} steps were recorded, not {steps - 1}")
     seconds = sum(row["time/step"] for row in rows)
-    phases = {name: sum(r.get(f"time/{name}", 0.0) for r in rows) / len(rows) for name in ("generate", "sync", "learn")}
+    phases = {name: sum(r.get(f"time/{name}", 0.0) for r in rows) / len(rows) for name in _PHASES}
     return {
         "step s": seconds / len(rows),
         **{f"{name} s": value for name, value in phases.items()},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from coterie.clock import Clock
 from coterie.collect import draw
-from coterie.metrics import record
+from coterie.metrics import Collector, record
 from coterie.rollouts import Rollouts
 from coterie.run import Run
 from coterie.scale.maker import Made, jobs_of, join
@@ -59,6 +60,8 @@ class InStep:
         self.sent = run.policy.version
 
     def _joined(self, run: Run, parts: list[Made]) -> Rollouts:
+        took = sum(made.seconds for made in parts) / self.pool.scale.rollout_workers
+        run.metrics["time/workers"] = run.metrics.get("time/workers", 0.0) + took
         with self.pool.lock:
             said, self.pool.replaced = self.pool.replaced, []
         if said:
@@ -133,7 +136,8 @@ def _groups(made: Made) -> list[Made]:
         number = torch.full_like(rows["groups"], ticket.number)
         rows = rows.with_columns(groups=torch.zeros_like(rows["groups"]), ticket=number)
         rows.prompts = [made.rollouts.prompts[place]]
-        first = place == 0
-        out.append(Made(made.job, made.weights, rows, made.counted if first else {}, made.notes if first else [],
-                        made.recorded if first else type(made.recorded)()))  # fmt: skip
+        if place == 0:
+            out.append(replace(made, rollouts=rows))
+        else:
+            out.append(Made(made.job, made.weights, rows, {}, [], Collector(), 0.0))
     return out
