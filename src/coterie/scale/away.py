@@ -55,8 +55,8 @@ class InStep:
         if self.sent == run.policy.version:
             return
         with clock.phase("sync"):
-            buckets = list(pack(run.policy.state_dict()))
-            self.pool.publish(step, run.policy.version, buckets, digest(buckets))
+            state = run.policy.state_dict()
+            self.pool.publish(step, run.policy.version, list(pack(state)), digest(state))
         self.sent = run.policy.version
 
     def _joined(self, run: Run, parts: list[Made]) -> Rollouts:

@@ -97,6 +97,7 @@ class Pool:
     def submit(self, jobs: Sequence[Any]) -> None:
         with self.lock:
             self.waiting.extend(jobs)
+            self.lock.notify_all()
 
     def next(self) -> Any:
         """What became of a job. Waits for one. Raises the error that a worker ended with, if it was not its death."""
@@ -130,14 +131,22 @@ class Pool:
         try:
             while not self.closing:
                 self._hand_out()
-                ready, _ = self.ray.wait(list(self.tasks), timeout=BLINK) if self.tasks else ([], None)
-                for reference in ready:
+                for reference in self._ready():
                     self._finish(reference, self.tasks.pop(reference))
                 self._see_who_hangs()
         except CoterieError as error:
             self._fail(error)
         except self.ray.exceptions.RayError as error:
             self._fail(RunError(f"the Ray cluster does not answer: {_first_line(error)}", hint="coterie resume RUN"))
+
+    def _ready(self) -> list[Any]:
+        """What workers have done. Waits a little for it, or for new jobs where none is under way."""
+        if self.tasks:
+            return self.ray.wait(list(self.tasks), timeout=BLINK)[0]
+        with self.lock:
+            if not self.waiting:
+                self.lock.wait(BLINK)
+        return []
 
     def _hand_out(self) -> None:
         with self.lock:
