@@ -118,7 +118,7 @@ class Pool:
             self.ray.kill(actor.handle)
 
     def _hire(self, kind: str) -> _Actor:
-        handle = self.remote.options(**self.options[kind]).remote()
+        handle: Any = self.remote.options(**self.options[kind]).remote()
         actor = _Actor(kind, handle)
         self._give(actor, handle.prepare.remote(self.recipe, kind == "grade"), None)
         return actor

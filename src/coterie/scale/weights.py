@@ -50,7 +50,7 @@ def digest(state: Mapping[str, Tensor]) -> int:
     """A checksum of the tensors' bytes, in order."""
     value = 0
     for tensor in state.values():
-        value = zlib.crc32(_bytes(tensor).numpy(), value)
+        value = zlib.crc32(_bytes(tensor).numpy().data, value)
     return value
 
 
