@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test verify lint format bench docs clean
+.PHONY: help venv demo test test-cluster verify lint format bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ demo: $(VENV)/.ready ## train a tiny model from scratch and watch it learn, minu
 
 test: $(VENV)/.ready ## run the tests
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-cluster: $(VENV)/.ready ## run the tests that start and kill many processes
+	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m cluster
 
 verify: $(VENV)/.ready ## run the tests that verify methods and record what passed
 	TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --record-verification

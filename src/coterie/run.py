@@ -262,7 +262,8 @@ def build(
 ) -> Run:
     """Load what the recipe names, from the hub, disk or a checkpoint. Fails before loading where it can.
 
-    `workers` are the processes that train together, this one alone where none are given. Without `to_train`, recorded rollouts are left where they are: the policy can be evaluated and exported.
+    `workers` are the processes that train together, this one alone where none are given. Without `to_train`, recorded
+    rollouts are left where they are: the policy can be evaluated and exported.
     """
     offline = recipe.settings.offline.rollouts is not None
     recorded = load(recipe.settings) if offline and to_train else None

@@ -181,7 +181,7 @@ class Log(Section):
 class Scale(Section):
     engine: Literal["torchrun", "ray"] | None = Field(
         None,
-        description="torchrun trains on several processes (torch.distributed); ray also rolls out and grades in others, "
+        description="torchrun trains on several processes (torch.distributed); ray rolls out and grades in others too, "
         "on a Ray cluster; default: one process",
     )
     train_workers: PositiveInt = Field(

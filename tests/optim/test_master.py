@@ -53,19 +53,13 @@ def test_weights_that_a_warm_start_moved_stay_moved(tmp_path):
     from coterie.api import start
     from coterie.recipe import resolve
 
-    tiny = ["task={sort: {digits: 2, train: 20, held_out: 8, dense: true}}", "evaluation.prompts=8", "steps=1", "threads=1",
+    tiny = ["task={sort: {digits: 2, train: 20, held_out: 8, dense: true}}", "evaluation.prompts=8", "steps=1",
+            "threads=1",
             "model={init: {layers: 1, width: 16, heads: 2}, dtype: bfloat16}", "draw.prompts=2", "rollout.max_tokens=4",
             "warm_start.steps=8", "warm_start.lr=1e-2", "optimizer.lr=1e-6", "checkpoint.every=1",
             "log.rollouts_every=0"]  # fmt: skip
     run = start(resolve(overrides=tiny), tmp_path / "run", quiet=True)
-    before, after = (
-        torch.cat(
-            [
-                w.float().flatten()
-                for w in load_file(run.path / f"checkpoints/step-00000{n}/policy/model.safetensors").values()
-            ]
-        )
-        for n in (0, 1)
-    )
+    saved = [load_file(run.path / f"checkpoints/step-00000{n}/policy/model.safetensors") for n in (0, 1)]
+    before, after = (torch.cat([w.float().flatten() for w in weights.values()]) for weights in saved)
     assert run.last["update/optimizer_steps"] == 1
     assert float((after - before).abs().max()) < 1e-3  # a step at 1e-6 moves little; undoing 8 at 1e-2 would move a lot

@@ -49,13 +49,13 @@ def frail(policy, prompts, seeds, sampling, entropy, step, ended=None, world=Non
         time.sleep(3600)
     return plain(policy, prompts, seeds, sampling, entropy, ended, world)
 '''
-ENDS = '''
+ENDS = """
 
 def ends(completions, **columns):
     if once("reward-died"):
         os._exit(1)
     return [float("1" in c) for c in completions]
-'''
+"""
 
 
 def tickets(run: Path) -> list[int]:
@@ -75,7 +75,16 @@ def complete(run: Path, step: int) -> None:
     assert sorted([*tickets(run), *(number for number, _, _ in state["asked"])]) == list(range(state["drawn"]))
 
 
-@pytest.mark.slow
+def test_as_one_process(cluster: str, tmp_path: Path) -> None:
+    """Rollouts and rewards by a worker each."""
+    recipe = [*TINY, *EVERY, "draw.prompts=3"]
+    one = start(resolve(method="grpo", overrides=recipe), tmp_path / "one", quiet=True)
+    run = start(resolve(method="grpo", overrides=[*recipe, *RAY]), tmp_path / "run", quiet=True)
+    same(one.path, run.path)
+    assert tickets(run.path) == tickets(one.path) == list(range(9))
+
+
+@pytest.mark.cluster
 def test_as_one_process_through_deaths_and_hangs(cluster: str, tmp_path: Path) -> None:
     """Two rollout workers, of which one dies and one hangs, a reward worker that dies, two trainers."""
     (tmp_path / "frail.py").write_text(ONCE + FRAIL)
@@ -92,21 +101,14 @@ def test_as_one_process_through_deaths_and_hangs(cluster: str, tmp_path: Path) -
     assert {p.name for p in tmp_path.iterdir()} > {"rollout-died", "rollout-hung", "reward-died"}
     assert sum(row.pop("workers/replaced", 0.0) for row in run.metrics) >= 3
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run.metrics))
-    without_sync(run.path)
     same(one.path, run.path)
     assert tickets(run.path) == tickets(one.path) == list(range(12))
 
 
-def without_sync(run: Path) -> None:
-    """Leave out of the metrics what only several processes measure."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [{name: value for name, value in row.items() if name != "workers/replaced"} for row in rows]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def begun(cluster: str, run: Path, *more: str) -> subprocess.Popen[str]:
     """A long run of another driver that has passed its first steps."""
-    command = [sys.executable, "-m", "coterie", "train", *TINY, *EVERY, *RAY, *more, "steps=100000", "-q", "-o", str(run)]
+    recipe = [*TINY, *EVERY, *RAY, *more, "steps=100000"]
+    command = [sys.executable, "-m", "coterie", "train", *recipe, "-q", "-o", str(run)]
     environment = {**os.environ, "RAY_ADDRESS": cluster}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
     until = time.monotonic() + 200
@@ -127,7 +129,7 @@ def titled(title: str) -> int:
     raise AssertionError(f"no process {title}")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 @pytest.mark.parametrize("victim", ["driver", "trainer"])
 def test_what_ends_the_run_leaves_a_checkpoint(victim: str, cluster: str, tmp_path: Path) -> None:
@@ -163,11 +165,12 @@ def test_what_cannot_be_is_said(cluster: str, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_reward_that_fails_ends_the_run_with_its_message(cluster: str, tmp_path: Path) -> None:
     (tmp_path / "picky.py").write_text("def picky(completions, **columns):\n    raise ValueError('not here')\n")
     with pytest.raises(RewardError, match="'picky' raised ValueError: not here"):
-        start(resolve(overrides=[*TINY, *RAY, f"rewards.functions={tmp_path}/picky.py:picky"]), tmp_path / "run", quiet=True)
+        recipe = resolve(overrides=[*TINY, *RAY, f"rewards.functions={tmp_path}/picky.py:picky"])
+        start(recipe, tmp_path / "run", quiet=True)
 
 
 def test_one_process_does_not_import_ray() -> None:

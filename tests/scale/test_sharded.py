@@ -22,7 +22,11 @@ CHECKPOINTED = "model={init: {layers: 2, width: 16, heads: 2, context: 32}, grad
     [
         # the smallest micro-batches: one process has more of them, and both must pass together
         ("grpo+kl", ["update.minibatches=2", "update.tokens_per_microbatch=24", "warm_start.steps=2"]),
-        ("dapo", [CHECKPOINTED, "scale.offload=true", "selection.filters.dynamic_sampling.metric=rewards"]),
+        pytest.param(
+            "dapo",
+            [CHECKPOINTED, "scale.offload=true", "selection.filters.dynamic_sampling.metric=rewards"],
+            marks=pytest.mark.cluster,
+        ),
     ],
 )
 def test_as_one_process(method: str, more: list[str], tmp_path: Path) -> None:
@@ -32,6 +36,7 @@ def test_as_one_process(method: str, more: list[str], tmp_path: Path) -> None:
     same(one.path, several.path)
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("model", [[], [HALF]])
 def test_checkpoints_do_not_depend_on_it(model: list[str], tmp_path: Path) -> None:
     """Two processes with shares, then one alone, then two again: the run of one process."""

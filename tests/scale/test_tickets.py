@@ -72,8 +72,8 @@ def test_weights_arrive_as_they_were(size: int) -> None:
     unpack(buckets, other)
     for name in state:
         assert torch.equal(state[name], other[name])
-    assert digest(list(pack(other, size))) == digest(buckets)
+    assert digest(other) == digest(state)
     other["b"][3] += 1
-    assert digest(list(pack(other, size))) != digest(buckets)
+    assert digest(other) != digest(state)
     with pytest.raises(ValueError, match="missing"):
         unpack([np.zeros(0, np.uint8)], other)

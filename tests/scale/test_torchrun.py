@@ -18,14 +18,14 @@ from coterie.api import start
 from coterie.recipe import resolve
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "coterie"]
-SLOW = '''
+SLOW = """
 import time
 
 
 def slow(completions, **columns):
     time.sleep(0.1)
     return [float("1" in c) for c in completions]
-'''
+"""
 
 
 def ranks(parent: int) -> list[int]:
@@ -42,7 +42,7 @@ def ranks(parent: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_and_resumed(victim: int, tmp_path: Path) -> None:

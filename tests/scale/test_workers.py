@@ -29,8 +29,12 @@ TOLERANCE = 2e-5
 
 
 FLOW = ["task=ring", "model={flow: {layers: 1, width: 8, heads: 2}}", "rollout.max_tokens=64", "denoise.steps=4"]
-WORLD = ["task={guess-number: {turns: 2, largest: 99, train: 20, held_out: 8}}", "warm_start.steps=60", "warm_start.lr=1e-2",
-         "rollout.max_tokens=12"]
+WORLD = [
+    "task={guess-number: {turns: 2, largest: 99, train: 20, held_out: 8}}",
+    "warm_start.steps=60",
+    "warm_start.lr=1e-2",
+    "rollout.max_tokens=12",
+]
 
 
 def workers(count: int) -> list[str]:
@@ -64,7 +68,7 @@ def same(a: Path, b: Path, steps: int = 3) -> None:
         ("reinforce++", 2, []),
         ("dapo", 2, ["selection.filters.dynamic_sampling.metric=rewards", "rollout.group_size=2"]),
         ("flow-grpo", 2, FLOW),
-        ("grpo", 2, WORLD),
+        pytest.param("grpo", 2, WORLD, marks=pytest.mark.cluster),
     ],
 )
 def test_as_one_process(method: str, count: int, more: list[str], tmp_path: Path) -> None:

@@ -78,9 +78,12 @@ def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
     """Numbers that follow from the recipe, so that nothing about sizes has to be guessed."""
     s = recipe.settings
     rows = s.draw.prompts * s.rollout.group_size
-    workers, share = s.scale.train_workers, -(-s.draw.prompts // s.scale.train_workers)
-    each = {"workers": workers, "most prompts a worker": share, "most rollouts a worker": share * s.rollout.group_size}
-    return (each if workers > 1 else {}) | {
+    on_ray = s.scale.engine == "ray"
+    workers = s.scale.rollout_workers if on_ray else s.scale.train_workers
+    share = -(-s.draw.prompts // workers)
+    each = {"trainers": s.scale.train_workers} if on_ray else {}
+    each |= {"workers": workers, "most prompts a worker": share, "most rollouts a worker": share * s.rollout.group_size}
+    return (each if workers > 1 or on_ray else {}) | {
         "prompts an update": s.draw.prompts,
         "rollouts a prompt": s.rollout.group_size,
         "rollouts an update": rows,

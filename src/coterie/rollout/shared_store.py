@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shared:
-    """What a run shares of one group: the task's row, its completions as text, and which of them ended by themselves."""
+    """What is shared of a group: the task's row, its completions as text, and which of them ended by themselves."""
 
     row: dict[str, Any]
     completions: tuple[str, ...]
@@ -65,7 +65,7 @@ class SharedStore:
         self._patiently("takes nothing", write)
 
     def new(self) -> list[Shared]:
-        """Groups of other runs that were not read before, the oldest files first. A file that is gone is passed over."""
+        """Groups of other runs that were not read before. A file that is gone is passed over."""
         import pyarrow.parquet as pq
 
         found: list[Shared] = []
@@ -88,10 +88,8 @@ class SharedStore:
         files, folder = self._open()
         files.invalidate_cache()
         names = (posixpath.basename(f) for f in files.ls(folder, detail=False))
-        mine = f"{self.name}-"
-        return [
-            posixpath.join(folder, n) for n in names if n.endswith(".parquet") and n[0] != "." and not n.startswith(mine)
-        ]
+        hidden = (".", f"{self.name}-")
+        return [posixpath.join(folder, n) for n in names if n.endswith(".parquet") and not n.startswith(hidden)]
 
     def _open(self) -> tuple[Any, str]:
         import fsspec
@@ -99,7 +97,7 @@ class SharedStore:
         try:
             files, folder = fsspec.core.url_to_fs(self.path)
         except (ImportError, ValueError) as error:
-            raise RunError(str(error), where=self.path, hint="install what fsspec names, or use another path") from error
+            raise RunError(str(error), where=self.path, hint="install what it names, or use another path") from error
         files.makedirs(folder, exist_ok=True)
         return files, folder
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from coterie.clock import Clock
 from coterie.collect import draw
-from coterie.metrics import record
+from coterie.metrics import Collector, record
 from coterie.rollouts import Rollouts
 from coterie.run import Run
 from coterie.scale.maker import Made, jobs_of, join
@@ -54,11 +55,13 @@ class InStep:
         if self.sent == run.policy.version:
             return
         with clock.phase("sync"):
-            buckets = list(pack(run.policy.state_dict()))
-            self.pool.publish(step, run.policy.version, buckets, digest(buckets))
+            state = run.policy.state_dict()
+            self.pool.publish(step, run.policy.version, list(pack(state)), digest(state))
         self.sent = run.policy.version
 
     def _joined(self, run: Run, parts: list[Made]) -> Rollouts:
+        took = sum(made.seconds for made in parts) / self.pool.scale.rollout_workers
+        run.metrics["time/workers"] = run.metrics.get("time/workers", 0.0) + took
         with self.pool.lock:
             said, self.pool.replaced = self.pool.replaced, []
         if said:
@@ -87,9 +90,8 @@ class Ahead(InStep):
         with clock.phase("generate"):
             while len(taken) < count:
                 self._ask(run, step, count - len(taken))
-                found = next(
-                    (r for r in self.ready if self.ledger.may_take(r[0].number, step, count - len(taken))), None
-                )
+                places = count - len(taken)
+                found = next((r for r in self.ready if self.ledger.may_take(r[0].number, step, places)), None)
                 if found is None:
                     made = self.pool.next()
                     self.ready.extend((t, m) for t, m in zip(made.job.tickets, _groups(made), strict=True))
@@ -134,7 +136,8 @@ def _groups(made: Made) -> list[Made]:
         number = torch.full_like(rows["groups"], ticket.number)
         rows = rows.with_columns(groups=torch.zeros_like(rows["groups"]), ticket=number)
         rows.prompts = [made.rollouts.prompts[place]]
-        first = place == 0
-        out.append(Made(made.job, made.weights, rows, made.counted if first else {}, made.notes if first else [],
-                        made.recorded if first else type(made.recorded)()))  # fmt: skip
+        if place == 0:
+            out.append(replace(made, rollouts=rows))
+        else:
+            out.append(Made(made.job, made.weights, rows, {}, [], Collector(), 0.0))
     return out

@@ -48,7 +48,7 @@ class Cluster:
                 raise RecipeError(
                     f"the workers need {count:g} {kind}s beside the trainer that leads, and the Ray cluster has "
                     f"{there.get(kind, 0.0):g}",
-                    hint="fewer scale.rollout_workers, scale.reward_workers or scale.train_workers; or lower scale.cpus",
+                    hint="fewer scale.rollout_workers, reward_workers or train_workers; or lower scale.cpus",
                 )
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
-"""What a worker beside the trainer does: it holds a run of its own that never learns, and rolls out or grades for it."""
+"""A worker beside the trainer: it holds a run of its own that never learns, and rolls out or grades."""
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,12 @@ from coterie.recipe import Recipe, resolve
 from coterie.rollouts import Rollouts
 from coterie.run import Run, build, use_threads
 from coterie.scale.tickets import Ticket
-from coterie.scale.weights import digest, pack, unpack
+from coterie.scale.weights import digest, unpack
 
 
 @dataclass(frozen=True)
 class Job:
-    """Groups that are rolled out together, at the settings of a step. `first` is the place of the first in its batch."""
+    """Groups that are rolled out together, at a step's settings. `first` is the place of the first in its batch."""
 
     number: int
     tickets: tuple[Ticket, ...]
@@ -44,6 +45,8 @@ class Made:
     """What a step counts, by name, added up over jobs."""
     notes: list[str]
     recorded: Collector
+    seconds: float
+    """That workers took for it."""
 
 
 def written(text: str) -> Recipe:
@@ -79,7 +82,7 @@ class Worker:
         """Take over the trainer's weights after `step`, and see that they are the same to the last bit."""
         state = self.run.policy.state_dict()
         unpack(buckets, state)
-        if digest(list(pack(state))) != expected:
+        if digest(state) != expected:
             raise PolicyError(
                 f"the weights of step {step} did not arrive as they were sent",
                 hint="the rollout worker's model is not the trainer's: look at model.dtype and model.lora",
@@ -89,24 +92,27 @@ class Worker:
     @torch.no_grad()
     def make(self, job: Job) -> tuple[Made, int]:
         """Roll a job out. All rollouts, and their number."""
-        run, recorded = self.run, Collector()
+        run, recorded, began = self.run, Collector(), time.perf_counter()
         with collect(recorded):
             rollouts = complete(run, [t.prompt for t in job.tickets], [t.key for t in job.tickets], job.step)
-        return self._made(job, rollouts.to(torch.device("cpu")), recorded, self.weights), len(rollouts)
+        rollouts = rollouts.to(torch.device("cpu"))
+        return self._made(job, rollouts, recorded, self.weights, began), len(rollouts)
 
     @torch.no_grad()
     def grade(self, made: Made) -> Made:
         """The job with what its rollouts earned."""
-        recorded, job = Collector(), made.job
+        recorded, job, began = Collector(), made.job, time.perf_counter()
         with collect(recorded):
             scored = score(self.run, made.rollouts, job.step, job.round, Clock(), job.first)
-        done = self._made(job, scored, recorded, made.weights)
+        done = self._made(job, scored, recorded, made.weights, began)
+        done.seconds += made.seconds
         done.counted = {n: done.counted.get(n, 0.0) + made.counted.get(n, 0.0) for n in done.counted | made.counted}
         done.notes = [*made.notes, *done.notes]
         return done
 
-    def _made(self, job: Job, rollouts: Rollouts, recorded: Collector, weights: int) -> Made:
-        made = Made(job, weights, rollouts, dict(self.run.metrics), list(self.run.notes), recorded)
+    def _made(self, job: Job, rollouts: Rollouts, recorded: Collector, weights: int, began: float) -> Made:
+        counted, notes = dict(self.run.metrics), list(self.run.notes)
+        made = Made(job, weights, rollouts, counted, notes, recorded, time.perf_counter() - began)
         recorded.mask = None
         self.run.metrics, self.run.notes = {}, []
         return made

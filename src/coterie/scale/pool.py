@@ -19,6 +19,7 @@ TRIES = 3
 """Times that one job is begun before it is taken to be what kills the workers."""
 LOADING = 900.0
 """Seconds that a worker has at the least to load its model or new weights."""
+LOST = "lost its rollouts"
 BLINK = 0.1
 """Seconds after which the pool looks up from its waiting."""
 
@@ -96,6 +97,7 @@ class Pool:
     def submit(self, jobs: Sequence[Any]) -> None:
         with self.lock:
             self.waiting.extend(jobs)
+            self.lock.notify_all()
 
     def next(self) -> Any:
         """What became of a job. Waits for one. Raises the error that a worker ended with, if it was not its death."""
@@ -103,6 +105,8 @@ class Pool:
             while not self.done:
                 if self.error is not None:
                     raise self.error
+                if not self.thread.is_alive():
+                    raise RunError("what hands out the rollouts has ended", hint="coterie resume RUN")
                 self.lock.wait(1.0)
             return self.done.popleft()
 
@@ -114,7 +118,7 @@ class Pool:
             self.ray.kill(actor.handle)
 
     def _hire(self, kind: str) -> _Actor:
-        handle = self.remote.options(**self.options[kind]).remote()
+        handle: Any = self.remote.options(**self.options[kind]).remote()
         actor = _Actor(kind, handle)
         self._give(actor, handle.prepare.remote(self.recipe, kind == "grade"), None)
         return actor
@@ -127,14 +131,22 @@ class Pool:
         try:
             while not self.closing:
                 self._hand_out()
-                ready, _ = self.ray.wait(list(self.tasks), timeout=BLINK) if self.tasks else ([], None)
-                for reference in ready:
+                for reference in self._ready():
                     self._finish(reference, self.tasks.pop(reference))
                 self._see_who_hangs()
         except CoterieError as error:
             self._fail(error)
         except self.ray.exceptions.RayError as error:
             self._fail(RunError(f"the Ray cluster does not answer: {_first_line(error)}", hint="coterie resume RUN"))
+
+    def _ready(self) -> list[Any]:
+        """What workers have done. Waits a little for it, or for new jobs where none is under way."""
+        if self.tasks:
+            return self.ray.wait(list(self.tasks), timeout=BLINK)[0]
+        with self.lock:
+            if not self.waiting:
+                self.lock.wait(BLINK)
+        return []
 
     def _hand_out(self) -> None:
         with self.lock:
@@ -158,10 +170,12 @@ class Pool:
     def _finish(self, reference: Any, task: _Task) -> None:
         try:
             answer = self.ray.get(reference)
+        except self.ray.exceptions.ObjectLostError:  # they went with the machine of the worker that made them
+            return self._again(task, LOST)
         except self.ray.exceptions.RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, self.ray.exceptions.RayError):  # the rollouts went with the worker that made them
-                return self._again(task, "the rollouts were lost")
+            if isinstance(cause, self.ray.exceptions.ObjectLostError):
+                return self._again(task, LOST)
             raise (
                 cause
                 if isinstance(cause, CoterieError)
@@ -187,11 +201,11 @@ class Pool:
             limit = self.scale.timeout if task.job is not None else max(self.scale.timeout, LOADING)
             if now - task.since > limit:
                 del self.tasks[reference]
-                self.ray.kill(task.actor.handle)
                 self._replace(task, f"did not answer for {limit:g} s")
 
     def _replace(self, task: _Task, what: str) -> None:
         """Put a new worker in the place of one that is gone, and do what it was at again."""
+        self.ray.kill(task.actor.handle)
         self.failures += 1
         if self.failures > TRIES * len(self.actors):
             raise RunError(
@@ -215,7 +229,7 @@ class Pool:
                 hint="coterie resume RUN tries anew; is a worker out of memory, or scale.timeout too short?",
             )
         with self.lock:
-            if task.actor.kind == "grade" and what != "the rollouts were lost":
+            if task.actor.kind == "grade" and what != LOST:
                 self.made.appendleft((task.job, task.made))
             else:
                 self.waiting.appendleft(task.job)

@@ -232,7 +232,7 @@ class Processes(Alone):
 
     @contextmanager
     def talking(self, certain: bool = False) -> Iterator[None]:
-        """Where others are talked to, among other things unless `certain`. Raises Lost when one is not there any more."""
+        """Where others are talked to, among other things unless `certain`. Raises Lost when one is not there."""
         try:
             yield
         except RuntimeError as error:  # of torch.distributed, which has no narrower class for a closed connection

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,10 +51,11 @@ class Sharded(Learner):
         blocks = _blocks(self.twin.model)
         for block in blocks:
             fully_shard(block, **settings)
-        self.root = fully_shard(_Root(self.twin.model), **settings)
-        for module in (self.root, *blocks):  # the loss is a sum already, and gloo knows no other
-            module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
-            module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
+        self.root: Any = fully_shard(_Root(self.twin.model), **settings)
+        sharded: list[Any] = [self.root, *blocks]
+        for module in sharded:  # the loss is a sum already, and gloo knows no other
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
     def parameters(self) -> list[nn.Parameter]:
         return self.twin.trainable_parameters()
@@ -90,7 +92,7 @@ class Sharded(Learner):
         kept = {}
         for number, parameter in enumerate(self.parameters()):
             if number in inner["state"]:
-                kept[number] = _map(inner["state"][number], lambda t, p=parameter: _share(t, p))
+                kept[number] = _map(inner["state"][number], partial(_share, parameter=parameter))
         optimizer.load_state_dict({**inner, "state": kept})
 
     def _take(self, weights: list[Tensor]) -> None:

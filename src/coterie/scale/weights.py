@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -15,10 +16,10 @@ _ALIGNED = 8
 
 
 def pack(state: Mapping[str, Tensor], size: int = BUCKET) -> Iterator[np.ndarray]:
-    """The tensors' bytes in order, each padded to a multiple of eight, about `size` at once. Each bucket is new memory."""
+    """The tensors' bytes in order, each padded to a multiple of eight, about `size` at once, in new memory."""
     bucket: list[Tensor] = []
     for tensor in state.values():
-        raw = tensor.detach().contiguous().flatten().view(torch.uint8).cpu()
+        raw = _bytes(tensor)
         if bucket and sum(map(len, bucket)) + len(raw) > size:
             yield torch.cat(bucket).numpy()
             bucket = []
@@ -45,10 +46,13 @@ def unpack(buckets: Sequence[np.ndarray], state: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{len(waiting)} weights are missing")
 
 
-def digest(buckets: Sequence[np.ndarray]) -> int:
-    """A sum over all bytes that is the same exactly where they are, but for coincidence."""
-    total = 0
-    for bucket in buckets:
-        words = bucket.view(np.int64)
-        total = (total * 31 + int(words.sum(dtype=np.int64)) + int((words >> 7).sum(dtype=np.int64))) % 2**63
-    return total
+def digest(state: Mapping[str, Tensor]) -> int:
+    """A checksum of the tensors' bytes, in order."""
+    value = 0
+    for tensor in state.values():
+        value = zlib.crc32(_bytes(tensor).numpy().data, value)
+    return value
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().flatten().view(torch.uint8).cpu()

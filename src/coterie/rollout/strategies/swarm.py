@@ -25,7 +25,8 @@ class swarm:
     External texts are encoded anew, graded by this run's rewards, and their `logp_old` is what this policy gives them:
     they are trained on as if it had sampled them, though it might never have. They are drawn from the newest `keep`
     that came in; where the task has a verifier, not from groups that are all right or all wrong. Where too few came
-    in, more groups are rolled out here: a run that is alone is plain. With external = 0 it only gives.
+    in by the step before, more groups are rolled out here: a run that is alone is plain. Groups of another task are
+    passed over. With external = 0 it only gives.
 
     path: a folder or URL that fsspec knows; what its files say is taken for prompts and answers, never run. patience:
     seconds for which a store that does not answer is waited for.
@@ -40,9 +41,7 @@ class swarm:
         self.shared = 0
 
     def to_draw(self, count: int) -> int:
-        """New prompts to draw where `count` groups are to come back; looks what the others have shared."""
-        if self.external:
-            self.pool = [*self.pool, *self.store.new()][-self.keep :]
+        """New prompts to draw where `count` groups are to come back."""
         return count - min(self.external, count - 1, len(self.pool))
 
     def __call__(
@@ -59,12 +58,14 @@ class swarm:
         made = policy.rollout(prompts, seeds, sampling, entropy=entropy)
         self._share(made)
         wanted = count - len(prompts)
-        useful = [group for group in self.pool if _teaches(group, verify)]
-        order = np.random.default_rng(stream(int(seeds[0][0]), "swarm")).permutation(len(useful))
-        chosen = [useful[int(i)] for i in order[:wanted]]
+        order = np.random.default_rng(stream(int(seeds[0][0]), "swarm")).permutation(len(self.pool))
+        chosen = [self.pool[int(i)] for i in order[:wanted]]
         record("swarm/external_share", len(chosen) / (len(prompts) + len(chosen)))
         record("swarm/waited", self.store.waited)
         self.pool = [group for group in self.pool if not any(group is c for c in chosen)]
+        if self.external:
+            known = (g for g in self.store.new() if prompts[0].row.keys() <= g.row.keys())  # of the same task
+            self.pool = [*self.pool, *(g for g in known if _teaches(g, verify))][-self.keep :]
         return made if not chosen else _together(policy, prompts, made, chosen, sampling, entropy, len(seeds[0]))
 
     def _share(self, made: Rollouts) -> None:

@@ -1,0 +1,140 @@
+"""The Ray engine on this machine: what it costs a step, how fast weights travel, and what it gains to run ahead.
+
+Completions of an untrained model end by chance, so their lengths are geometric: a few are several times as long as the
+others. The same recipe trains in one process, on Ray in step with its rollout workers, and with workers that run ahead.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import BenchError
+from bench.results import Figure, Findings, spread
+
+RECIPE = [
+    "task={sort: {digits: 4, train: 400, held_out: 16, dense: true}}", "threads=1", "draw.prompts=8",
+    "model={init: {layers: 4, width: 128, heads: 4, context: 320}}", "rollout.group_size=8", "rollout.max_tokens=256",
+    "evaluation.prompts=16", "checkpoint.every=0", "log.rollouts_every=0", "optimizer.lr=1e-6",
+]  # fmt: skip
+RAY = ["scale.engine=ray", "scale.cpus=0.1"]
+WARM = 3
+"""First steps that are left out."""
+SETTINGS = {
+    "one process": [],
+    "ray, in step, 1 rollout worker": RAY,
+    "ray, in step, 2 rollout workers": [*RAY, "scale.rollout_workers=2"],
+    "ray, 1 ahead, 1 rollout worker": [*RAY, "scale.max_staleness=1"],
+    "ray, 2 ahead, 1 rollout worker": [*RAY, "scale.max_staleness=2"],
+    "ray, 1 ahead, 2 rollout workers": [*RAY, "scale.max_staleness=1", "scale.rollout_workers=2"],
+}
+
+_PHASES = ("generate", "workers", "sync", "learn")
+BARE = ("one process", "ray, in step, 1 rollout worker", "ray, 1 ahead, 1 rollout worker")
+"""What the figures are of."""
+
+
+def run(options: Any) -> Findings:
+    try:
+        import ray
+    except ImportError:
+        return Findings(skipped="ray is not installed")
+    found, steps, runs = Findings(), 8 if options.quick else 20, options.runs_or(3, 1)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        names = [name for name in SETTINGS if options.wants(name) and (name in BARE or not options.quick)]
+        made: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for _ in range(runs):
+            for name in made:
+                made[name].append(_train(SETTINGS[name], steps))
+        for name, each in made.items():
+            found.rows.append({"setting": name, **{k: statistics.median(e[k] for e in each) for k in each[0]}})
+            found.detail[name] = {"decisions a second": spread([e["decisions/s"] for e in each]), "runs": each}
+        _figures(found, made, runs)
+        if options.wants("weights"):
+            _weights(found, ray, 256, 5)
+    finally:
+        ray.shutdown()
+    found.notes.append("seconds a step and decisions a second of whole runs, start and first steps left out")
+    return found
+
+
+def _figures(found: Findings, made: dict[str, list[dict[str, float]]], runs: int) -> None:
+    def median(name: str, key: str) -> float:
+        return statistics.median(e[key] for e in made[name])
+
+    _, step, ahead = BARE
+    if step in made:
+        waits = [(e["generate s"] + e["sync s"] - e["workers s"]) / e["step s"] for e in made[step]]
+        share = statistics.median(waits)
+        found.figures.append(Figure("share of a step that Ray and serialisation take", share, None, runs, at_most=True))
+    if {step, ahead} <= set(made):
+        gain = median(ahead, "decisions/s") / median(step, "decisions/s")
+        found.figures.append(Figure("one step ahead over in step, 1 rollout worker", gain, None, runs))
+
+
+def _train(settings: list[str], steps: int) -> dict[str, float]:
+    """Seconds a step by phase, and decisions a second, of a whole run of its own."""
+    from coterie.api import start
+    from coterie.recipe import resolve
+
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = resolve(method="grpo", overrides=[*RECIPE, *settings, f"steps={steps + WARM}"])
+        rows = start(recipe, Path(folder, "run"), quiet=True).metrics[WARM + 1 : -1]  # the last one is evaluated
+    if len(rows) != steps - 1:
+        raise BenchError(f"{len(rows)} steps were recorded, not {steps - 1}")
+    seconds = sum(row["time/step"] for row in rows)
+    phases = {name: sum(r.get(f"time/{name}", 0.0) for r in rows) / len(rows) for name in _PHASES}
+    return {
+        "step s": seconds / len(rows),
+        **{f"{name} s": value for name, value in phases.items()},
+        "decisions/s": sum(row["tokens/decisions"] for row in rows) / seconds,
+        "longest/mean": statistics.median(row["length/max"] / row["length/mean"] for row in rows),
+        "staleness": statistics.mean(row.get("staleness/mean", 0.0) for row in rows),
+    }
+
+
+def _weights(found: Findings, ray: Any, megabytes: int, runs: int) -> None:
+    """GB/s of weights from one process to another: packed, summed, put in shared memory, copied in place, checked."""
+    import torch
+
+    from coterie.scale.weights import digest, pack
+
+    state = {f"w{i}": torch.randn(1024, 1024) for i in range(megabytes // 4)}
+    size = sum(t.numel() * t.element_size() for t in state.values()) / 1e9
+    holder = ray.remote(_Holder).options(num_cpus=0.1).remote(megabytes // 4)
+    parts: dict[str, list[float]] = {"pack and sum": [], "put": [], "copy and check": [], "all": []}
+    for _ in range(runs + 1):
+        began = time.perf_counter()
+        buckets = list(pack(state))
+        expected = digest(state)
+        packed = time.perf_counter()
+        kept = [ray.put(bucket) for bucket in buckets]
+        put = time.perf_counter()
+        if ray.get(holder.load.remote(*kept)) != expected:
+            raise BenchError("the weights did not arrive as they were sent")
+        done = time.perf_counter()
+        for name, value in zip(parts, (packed - began, put - packed, done - put, done - began), strict=True):
+            parts[name].append(size / value)
+    parts = {name: values[1:] for name, values in parts.items()}  # the first one makes the memory
+    found.figures.append(Figure("weight sync, GB/s", statistics.median(parts["all"]), None, runs))
+    found.detail["weights"] = {"gigabytes": size, "GB/s": {name: spread(values) for name, values in parts.items()}}
+
+
+class _Holder:
+    """A worker that has only weights."""
+
+    def __init__(self, count: int) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self.state = {f"w{i}": torch.zeros(1024, 1024) for i in range(count)}
+
+    def load(self, *buckets: Any) -> int:
+        from coterie.scale.weights import digest, unpack
+
+        unpack(buckets, self.state)
+        return digest(self.state)
