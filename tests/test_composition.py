@@ -25,7 +25,7 @@ from torch import Tensor
 from coterie import wiring
 from coterie.clock import Clock
 from coterie.collect import _apply_filters, shape
-from coterie.columns import COLUMNS
+from coterie.columns import COLUMNS, SHOWN
 from coterie.errors import RecipeError
 from coterie.history import History
 from coterie.loop import credit, select
@@ -45,7 +45,7 @@ VARIED = ("scope", "scale", "level")
 """Settings whose choices are drawn too."""
 LATER = {"token_rewards", "advantages", "ratio", "step", "budget", "reward_weights"}
 """Columns that the loop makes on the way, or that are no columns of a table."""
-SCORED = ("logp", "entropy", "kl_ref", "mean_gap")
+SCORED = ("logp", "entropy", "kl_ref", "mean_gap", "kl_shown")
 """Columns that carry gradient."""
 PROVIDED = frozenset(name for name, c in COLUMNS.items() if c.provider == "environment")
 STEP = 3
@@ -149,6 +149,8 @@ def update(choice: Choice, t: dict[str, Any], *, nudge: float = 0.0) -> Outcome 
     run.reward_weights, run.history = t["reward_weights"], History()
     run.workers, run.recorded = Alone(), None
     run.policy, run.budget = SimpleNamespace(score=score, independent=False), recipe.settings.rollout.max_tokens
+    run.policy.score_shown = lambda micro, template: {n: micro[n] for n in SHOWN - leaves.keys()}
+    run.learner = run.policy
     run.table = lambda rollouts, step: Run.table(run, rollouts, step) | {"budget": inputs.BUDGET}  # type: ignore[arg-type]
     batch: Rollouts | None = shape(run, rollouts_of(t), STEP, clock)  # type: ignore[arg-type]
     if recipe.chain["selection.filters"]:

@@ -58,6 +58,11 @@ def test_checkpoints_do_not_depend_on_it(model: list[str], tmp_path: Path) -> No
     assert 0 < moved < 0.02  # and the warm start was not undone by the first step
 
 
+def test_an_objective_that_shows_right_rollouts_is_refused() -> None:
+    with pytest.raises(RecipeError, match="the objective reads 'entropy_shown'"):
+        start(resolve(method="srpo-sample-routed", overrides=[*TINY, *SHARDED]))
+
+
 def test_an_optimizer_of_whole_matrices_is_refused() -> None:
     with pytest.raises(RecipeError, match="looks at whole weights"):
         start(resolve(overrides=[*TINY[:8], "optimizer=cosmos", *SHARDED]))

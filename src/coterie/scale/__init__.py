@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coterie.columns import SHOWN
 from coterie.errors import RecipeError
+from coterie.wiring import wanted
 from coterie.workers import Alone
 
 if TYPE_CHECKING:
@@ -113,6 +115,12 @@ def _check_sharding(recipe: Recipe) -> None:
         raise RecipeError(
             f"optimizer={optimizer} looks at whole weights, and with scale.shard each process has a share of them",
             hint="optimizer=adamw, or scale.shard=false",
+        )
+    if recipe.settings.scale.shard and (shown := wanted(recipe, "policy", "objective") & SHOWN):
+        raise RecipeError(
+            f"the objective reads '{min(shown)}', for which some rollouts go through the whole model again, and with "
+            "scale.shard all processes go through it in step",
+            hint="scale.shard=false",
         )
 
 

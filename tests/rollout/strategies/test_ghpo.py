@@ -112,18 +112,9 @@ def test_a_group_that_succeeds_keeps_its_rollouts_while_another_is_hinted(run: R
 
 
 def test_the_hint_of_a_conversation_is_behind_its_last_message(run: Run) -> None:
-    from coterie.rollout.strategies.hinted import _with_hint
-
-    class Recorder:
-        def encode(self, asked: Any) -> tuple[int, ...]:
-            self.asked = asked
-            return (1,)
-
     talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     prompt = type(run.prompt(0))((0,), {"prompt": talk}, 5)
-    policy = Recorder()
-    made = _with_hint(policy, prompt, "+hint")
-    assert policy.asked == [talk[0], {"role": "user", "content": "u+hint"}] and made.index == 5
+    assert prompt.followed_by("+hint") == [talk[0], {"role": "user", "content": "u+hint"}]
     assert talk[1]["content"] == "u"
 
 
