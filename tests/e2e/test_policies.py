@@ -18,7 +18,7 @@ from coterie.errors import RecipeError
 from coterie.loop import prepare
 from coterie.recipe import resolve
 from coterie.run import build
-from tests.e2e.test_resume import finish, kill, metrics, wait_for
+from tests.e2e.test_resume import kill, metrics, wait_for
 from tests.e2e.test_resume import start as launch
 
 TINY = [
@@ -97,13 +97,13 @@ def test_a_frozen_policy_only_plays(tmp_path: Path) -> None:
 
 def test_killed_and_resumed_both_are_as_if_never_stopped(tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    finish("train", *TINY, *FULL, "-q", "-o", str(whole))
+    start(resolve(overrides=[*TINY, *FULL]), whole, quiet=True)
     process = launch("train", *TINY, *FULL, "-q", "-o", str(run))
     wait_for(run, process, "checkpoints/step-000002")
     kill(process)
     status = json.loads((run / "status.json").read_text())
     if status["state"] != "finished":
-        finish("resume", str(run), "-q")
+        resume(run, quiet=True)
     assert metrics(run) == metrics(whole)
     for name in ("left", "right"):
         assert same(weights(run, 6, name), weights(whole, 6, name))
