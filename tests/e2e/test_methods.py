@@ -73,6 +73,7 @@ NEEDS: dict[str, list[str]] = {
     **dict.fromkeys(DENOISING, DENOISES),
     **dict.fromkeys(WORLDLY, WORLD),
     **dict.fromkeys(("ad-align", "m-grpo"), DILEMMA),
+    "graph-grpo": ["credit.modifiers.edge_mean.pattern='[0-9]'"],
     "aepo-arbitrary-entropy": ["selection.weights.swap_tempered.share=0.25"],
     "adacot": [
         functions("positions", "auxiliary=0", "hardness=0"),
