@@ -149,6 +149,7 @@ def update(choice: Choice, t: dict[str, Any], *, nudge: float = 0.0) -> Outcome 
     run.reward_weights, run.history = t["reward_weights"], History()
     run.workers, run.recorded = Alone(), None
     run.policy, run.budget = SimpleNamespace(score=score, independent=False), recipe.settings.rollout.max_tokens
+    run.policy.score_shown = lambda micro, *how: {}  # the table has these columns
     run.learner = run.policy
     run.table = lambda rollouts, step: Run.table(run, rollouts, step) | {"budget": inputs.BUDGET}  # type: ignore[arg-type]
     batch: Rollouts | None = shape(run, rollouts_of(t), STEP, clock)  # type: ignore[arg-type]
