@@ -40,7 +40,9 @@ HEADINGS = ("Usage", "Formula and symbols", "Metrics it logs", "Differences from
 COUNTDOWN = "--task countdown model='{init: {layers: 2}}'"
 DIGITS = "--task digits model='{flow: {layers: 3}}'"
 FROZEN_LAKE = "--task frozen-lake model='{init: {layers: 2}}'"
-"""What the command of a method's page trains, where decisions are tokens, denoising steps, and actions in a world."""
+DILEMMA = "--task dilemma model='{init: {layers: 2}}'"
+"""What the command of a method's page trains, where decisions are tokens, denoising steps, and actions in a world, of
+one agent or of several."""
 
 KINDS = {
     "curriculum": "Draw: which prompts come next",
@@ -153,7 +155,7 @@ def trained(method: Method) -> str:
         return DIGITS
     read = {column for _, bound in pieces_of(method.layer) for column in bound.piece.required}
     acts = "world" in read or ("state_key" in read and "strategy" not in method.layer.tree.get("rollout", {}))
-    return FROZEN_LAKE if acts else COUNTDOWN
+    return DILEMMA if read & {"other_rewards", "episode"} else FROZEN_LAKE if acts else COUNTDOWN
 
 
 def denoises(method: Method) -> bool:
@@ -173,7 +175,7 @@ def results_of(slug: str, name: str) -> str:
     if not file.is_file():
         method = methods.load(slug)
         recipe = f"src/coterie/recipes/{'flow' if denoises(method) else 'demo'}.yaml"
-        what = FROZEN_LAKE if trained(method) == FROZEN_LAKE else recipe
+        what = trained(method) if trained(method) in (FROZEN_LAKE, DILEMMA) else recipe
         command = fence("sh", f"coterie train {what} --method {name}{asked(method)}")
         return (
             f"There are no recorded results yet. From a clone, this trains the method on the demo's task:\n\n{command}"

@@ -56,6 +56,7 @@ SIGNAL_ON_EQUAL_REWARDS: dict[str, str] = {
     "baseline/history_norm": "turns in one state differ where outcomes do not",
     "baseline/turn_norm": "turns differ where outcomes do not",
     "baseline/decayed_turn_norm": "of equal rewards the sooner ones are worth more",
+    "baseline/aligned_advantage": "turns differ where outcomes do not",
     "baseline/unbroken_turn_norm": "turns differ where outcomes do not",
     "baseline/rank_norm": "what it compares are the items of the lists",
     "baseline/thought_norm": "thoughts differ where outcomes do not",

@@ -115,7 +115,7 @@ def check(recipe: Recipe) -> None:
             assert all("runs" in Path(p).parts for p in data)
         return
     task = recipe.single.get("task")
-    world = build_task(recipe) if task is not None and task.piece.slug == "frozen-lake" else None
+    world = build_task(recipe) if task is not None and task.piece.slug in ("frozen-lake", "dilemma") else None
     wiring.check(recipe, provides=frozenset() if world is None else world.provides)
     judges = [] if recipe.judge is None else [recipe.judge]
     written = [f["fn"] if isinstance(f, dict) else f for f in [*recipe.functions, *judges]]
@@ -145,7 +145,7 @@ def test_commands_and_recipes_of_a_page_work(page: list[Block]) -> None:
         else:
             recipe = resolve(file=path, values={} if "task" in tree else {"task": "sort"})
             world = frozenset(
-                {"turn", "step_rewards", "state_key"}
+                {"turn", "step_rewards", "state_key", "other_rewards", "episode"}
             )  # a task that the recipe does not name may have one
             wiring.check(recipe, provides=frozenset() if "task" in tree else world)
     for line in commands(page):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ class Result:
     metrics: list[dict[str, Any]]
     interrupted: bool
     policy: Any
+    policies: dict[str, Any] = field(default_factory=dict)
+    """Where several train together, all of them by name; `policy` is then the first."""
     leads: bool = True
     """Whether this process wrote the run; of several that train together one does."""
 
@@ -162,8 +164,10 @@ def _drive(directory: RunDir, run: Run, quiet: bool) -> Result:
         directory.set_status("interrupted", run.step)
         raise
     finally:
-        run.rewards.close()
+        for agent in run.agents:
+            agent.rewards.close()
     interrupted = run.step < run.settings.steps
     directory.set_status("interrupted" if interrupted else "finished", run.step)
     reporter.draw()
-    return Result(directory.path, MetricsLog(directory.metrics).read(), interrupted, run.policy)
+    policies = {agent.name: agent.policy for agent in run.others and run.agents}
+    return Result(directory.path, MetricsLog(directory.metrics).read(), interrupted, run.policy, policies=policies)

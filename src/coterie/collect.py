@@ -45,7 +45,10 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
         if run.recorded is not None:
             scored = recall(run, run.recorded, step, want - have, clock)
         else:
-            scored = roll_out_and_score(run, step, round_, want - have, clock)
+            made = roll_out_and_score(run, step, round_, want - have, clock)
+            if made is None:
+                break
+            scored = made
         _tell(run, scored)
         batch = shape(run, scored, step, clock)
         seen.append(batch)
@@ -57,7 +60,7 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
         if sum(len(k.prompts) for k in kept) >= want:
             break
     run.metrics["groups/drawn"], run.metrics["groups/dropped"] = float(drawn), float(dropped)
-    run.seen = Rollouts.concat(seen)
+    run.seen = Rollouts.concat(seen) if seen else None
     return Rollouts.concat(kept) if kept else None
 
 
@@ -92,10 +95,11 @@ def recall(run: Run, recorded: Recorded, step: int, count: int, clock: Clock) ->
     return rollouts
 
 
-def roll_out_and_score(run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts:
+def roll_out_and_score(run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts | None:
     """`count` groups with what they earned: each worker makes and grades its share, and all see the whole.
 
     A rollout for which no function gave a value, or the process function none, leaves the table: it enters no mean.
+    None where this is one of several policies, and it was not called.
     """
     outcomes, said, recorded = dict(run.metrics), len(run.notes), Collector()
     with gather(recorded):
@@ -107,7 +111,8 @@ def roll_out_and_score(run: Run, step: int, round_: int, count: int, clock: Cloc
     if run.workers.size > 1:
         with clock.phase("gather"):
             scored = _whole(run, scored, outcomes, said)
-    assert scored is not None
+    if scored is None:
+        return None
     if "ticket" not in scored:
         scored = scored.with_columns(ticket=run.drawn + scored["groups"])
         run.drawn += len(scored.prompts)
@@ -137,6 +142,9 @@ def roll_out(run: Run, step: int, round_: int, count: int, clock: Clock) -> Roll
 
     Of several workers each completes its share of the prompts, None where there are fewer prompts than workers.
     """
+    if run.stage is not None:
+        with clock.phase("generate"):
+            return run.stage.rollouts(run, step, round_, count)
     indices = draw(run, step, count)
     with clock.phase("generate"):
         places = range(len(indices))[run.workers.share(len(indices))]

@@ -71,6 +71,8 @@ turn         | B T    | environment | int   | turn or step of each decision, -1 
 state_key    | B U    | environment | int   | hashable observation key of each turn
 step_rewards | B U    | environment | float | reward of each turn or process step, 0 where there is none
 turns_after  | B      | environment | int   | turns behind the row's last, where an episode has several rows
+other_rewards| B U    | environment | float | what the other agents earned from each turn's action to its answer
+episode      | B      | environment | int   | number of the episode, which rollouts of several agents or calls share
 parent       | B      | environment | int   | rollout this one was forked from, itself where it was not
 branch       | B      | environment | int   | decision at which it was forked, -1 where it was not
 heat         | B      | environment | float | temperature it was drawn at over that of the run, 1 where as the run says

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from coterie.evaluation import summarise
 from coterie.policies.base import Policy
 from coterie.rollout.contexts import one_row_each
 from coterie.rollout.episodes import play
+from coterie.rollout.shared_episodes import play_together, prompts_for
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sampling import held_out as held_out_spec
 from coterie.sampling import probe
@@ -23,10 +24,17 @@ WAVE = 512
 """Rows sampled at a time, so that memory does not grow with the size of the evaluation."""
 
 
-def evaluate(policy: Policy, task: Task, settings: Settings) -> dict[str, float]:
-    """{"eval/…"}: avg@k, pass@k, maj@k and length with bootstrap intervals; greedy accuracy beside it."""
+def evaluate(policy: Policy | Mapping[str, Policy], task: Task, settings: Settings) -> dict[str, float]:
+    """{"eval/…"}: avg@k, pass@k, maj@k and length with bootstrap intervals; greedy accuracy beside it.
+
+    In a world of several agents, of whom one policy may be all: accuracy and reward of each, "agent/NAME/eval/…".
+    """
     if not task.judges or len(task.held_out) == 0:
         return {}
+    if task.world is not None and task.world.agents:
+        policies = policy if isinstance(policy, Mapping) else dict.fromkeys(task.world.agents, policy)
+        return _evaluate_together(policies, task, task.world, settings)
+    assert not isinstance(policy, Mapping)
     spec, r = settings.evaluation, settings.rollout
     rows = [task.held_out[i] for i in range(min(spec.prompts, len(task.held_out)))]
     rollouts = complete(policy, rows, held_out_spec(settings, task), spec.samples, settings.seed, "eval", task.world)
@@ -46,6 +54,25 @@ def evaluate(policy: Policy, task: Task, settings: Settings) -> dict[str, float]
         argmax = Sampling(0.0, max_tokens=r.max_tokens, stop=tuple(r.stop))
         greedy = complete(policy, rows, argmax, 1, 0, "greedy", task.world)
         out["eval/greedy"] = float(verdicts(task, greedy).float().mean())
+    return out
+
+
+def _evaluate_together(
+    policies: Mapping[str, Policy], task: Task, world: World, settings: Settings
+) -> dict[str, float]:
+    spec, r = settings.evaluation, settings.rollout
+    rows = [(task.held_out[i], -1) for i in range(min(spec.prompts, len(task.held_out)))]
+    argmax = Sampling(0.0, max_tokens=r.max_tokens, stop=tuple(r.stop))
+    ways = [("", held_out_spec(settings, task), spec.samples)] + ([("greedy_", argmax, 1)] if spec.greedy else [])
+    out: dict[str, float] = {}
+    for prefix, sampling, samples in ways:
+        seeds = [[stream(settings.seed, "eval", i, k) for k in range(samples)] for i in range(len(rows))]
+        prompts = {name: prompts_for(policy, name, rows) for name, policy in policies.items()}
+        for name, table in play_together(policies, prompts, seeds, sampling, world).items():
+            sound = [e for e in table.episodes if e.failed is None]
+            if sound:
+                out[f"agent/{name}/eval/{prefix}accuracy"] = sum(e.success for e in sound) / len(sound)
+                out[f"agent/{name}/eval/{prefix}reward"] = sum(e.total for e in sound) / len(sound)
     return out
 
 

@@ -24,27 +24,56 @@ def train(run: Run, reporter: Reporter) -> None:
         begin(run, reporter)
     stopping = run.workers.any(reporter.stopping)
     while run.step < run.settings.steps and not stopping:
-        clock, step, recorded = Clock(), run.step, Collector()
-        run.metrics = {}
-        with gather(recorded):  # by the pieces before the update, which has a collector of its own
-            batch = collect(run, step, clock)
-            batch = delay(run, batch)
-            if batch is not None:
-                batch = select(run, credit(run, batch, step, clock), step, clock)
-        run.metrics |= recorded.means()
-        if batch is not None:
-            update(run, batch, step, clock)
-            if run.needs_reference():
-                run.reference().after_step(step + 1)
-        run.step += 1
-        run.metrics = describe(run.seen, batch) | run.metrics
+        clock, step = Clock(), run.step
+        for agent in run.agents:  # one, unless several policies train together; all collect before any is updated
+            prepare(agent, step, clock)
+        for agent in run.agents:
+            learn(agent, step, clock)
+        if run.others:
+            together(run)
         if due(run.step, run.settings.evaluation.every, run.settings.steps):
             with clock.phase("eval"):
-                run.metrics |= evaluate(run.policy, run.task, run.settings)
-        reporter.step(run, batch, clock)
+                run.metrics |= evaluate(run.acting, run.task, run.settings)
+        reporter.step(run, run.batch, clock)
         stopping = run.workers.any(reporter.stopping)
         if due(run.step, run.settings.checkpoint.every, run.settings.steps) or stopping:
             reporter.checkpoint(run)
+
+
+def prepare(run: Run, step: int, clock: Clock) -> None:
+    """Everything before the update of one policy; leaves what it learns from in `run.batch`."""
+    recorded = Collector()
+    run.metrics = {}
+    with gather(recorded):  # by the pieces before the update, which has a collector of its own
+        batch = collect(run, step, clock)
+        batch = delay(run, batch) if run.learns else None
+        if batch is not None:
+            batch = select(run, credit(run, batch, step, clock), step, clock)
+    run.metrics |= recorded.means()
+    run.batch = batch
+
+
+def learn(run: Run, step: int, clock: Clock) -> None:
+    """The update of one policy, and what is said of the step."""
+    if run.batch is not None:
+        update(run, run.batch, step, clock)
+        if run.needs_reference():
+            run.reference().after_step(step + 1)
+    run.step += 1
+    run.metrics = describe(run.seen, run.batch) | run.metrics
+
+
+def together(run: Run) -> None:
+    """The metrics of all policies in the run that leads: each one's as agent/NAME/…, and what sums them up."""
+    rewards = [a.metrics["reward/mean"] for a in run.agents if "reward/mean" in a.metrics]
+    found = {f"agent/{agent.name}/{name}": value for agent in run.agents for name, value in agent.metrics.items()}
+    found["tokens/decisions"] = sum(a.metrics.get("tokens/decisions", 0.0) for a in run.agents)
+    if rewards:
+        found["reward/mean"] = sum(rewards) / len(rewards)
+    for agent in run.others:
+        run.notes += agent.notes
+        agent.notes.clear()
+    run.metrics = found
 
 
 def begin(run: Run, reporter: Reporter) -> None:
@@ -56,15 +85,16 @@ def begin(run: Run, reporter: Reporter) -> None:
         for parameter in run.policy.trainable_parameters():
             parameter.data.copy_(run.workers.first(parameter.data))
         run.learner.adopt(run.optimizer)
-    run.started = True
-    if run.needs_reference():
-        run.reference()
-    if run.needs_start():
-        run.start()
-    if wanted(run.recipe, "teacher"):
-        run.teacher()  # what cannot be loaded is said now
+    for agent in run.agents:
+        agent.started = True
+        if agent.needs_reference():
+            agent.reference()
+        if agent.needs_start():
+            agent.start()
+        if wanted(agent.recipe, "teacher"):
+            agent.teacher()  # what cannot be loaded is said now
     with clock.phase("eval"):
-        run.metrics |= evaluate(run.policy, run.task, run.settings)
+        run.metrics |= evaluate(run.acting, run.task, run.settings)
     reporter.step(run, None, clock)
     reporter.checkpoint(run)
 

@@ -35,6 +35,8 @@ SINGLE = {
     "objective.imitation": "imitation",
     "optimizer": "optimizer",
 }
+OWN = ("model", "method", "optimizer", "rewards", "credit", "selection", "objective", "update", "reference", "teacher")
+"""Sections that each of several policies may have of its own."""
 SOURCES = ("name", "init", "flow")
 """Where a model comes from; one of them."""
 CHAIN = {
@@ -79,6 +81,10 @@ class Recipe:
     """The function that scores steps, as written: `file.py:name`, a mapping, or a Python callable."""
     judge: Any = None
     """The pairwise judge, written like that too."""
+    policies: dict[str, Recipe] = field(default_factory=dict)
+    """Where several policies train together: by name, this recipe with the layer that is each one's own."""
+    agent: str = ""
+    """Of those, whose recipe this is."""
 
     def all_bound(self) -> list[tuple[str, BoundPiece]]:
         """Every table piece in the order of the loop, with its slot."""
@@ -112,6 +118,9 @@ class Recipe:
                 node[last] = [_piece_text(b) for b in self.chain[slot]]
             else:
                 node[last] = _piece_text(self.single[slot]) if slot in self.single else None
+        if self.policies:
+            everything = {name: own.to_dict() for name, own in self.policies.items()}
+            out["policies"] = {name: {k: v for k, v in d.items() if k in OWN} for name, d in everything.items()}
         return out
 
     def to_yaml(self) -> str:
@@ -319,16 +328,59 @@ def resolve(
         user.append(read_yaml_file(Path(file)))
     user += [from_dotted({key: value}, "arguments") for key, value in (values or {}).items()]
     user += [read_override(text) for text in overrides]
-    chosen = method
+    own = _own_layers(user)
+    chosen = _method_of(user)
+    chosen = method if method is not None else chosen or "grpo"
+    recipe = _merged(chosen, user, _as_list(functions))
+    for name, layers in own.items():
+        stated = _method_of(layers)
+        recipe.policies[name] = _merged(stated or chosen, [*user, *layers], _as_list(functions))
+        recipe.policies[name].agent = name
+    return recipe
+
+
+def _method_of(user: Sequence[Layer]) -> str | None:
+    """Take the method out of the layers; the last one that names one counts."""
+    chosen = None
     for layer in user:
         stated = layer.tree.pop("method", None)
         if not isinstance(stated, str | None):
             raise RecipeError(
                 f"'method' is a name, got {stated!r}", where=layer.where(("method",)), hint="method: dapo+kl"
             )
-        chosen = chosen if method is not None else stated or chosen
-    chosen = "grpo" if chosen is None else chosen
+        chosen = stated or chosen
+    return chosen
 
+
+def _own_layers(user: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """Take `policies` out of the layers: for each of them what is its own, layer by layer."""
+    own: dict[str, list[Layer]] = {}
+    for layer in user:
+        where = layer.where(("policies",))
+        written = layer.tree.pop("policies", None) or {}
+        if not isinstance(written, Mapping):
+            raise RecipeError(f"'policies' is a mapping by name, got {written!r}", where=where, hint=_POLICIES)
+        for name, tree in written.items():
+            if not isinstance(tree, Mapping | None):
+                raise RecipeError(
+                    f"policy '{name}' is a mapping of settings, got {tree!r}", where=where, hint=_POLICIES
+                )
+            for key in tree or {}:
+                if key not in OWN:
+                    raise RecipeError(
+                        f"'{key}' is no setting of one policy",
+                        where=layer.where(("policies", name, key)),
+                        hint=f"{did_you_mean(key, OWN)}; the rest is shared by all",
+                    )
+            lines = {p[2:]: n for p, n in layer.lines.items() if p[:2] == ("policies", name)}
+            own.setdefault(name, []).append(Layer(layer.origin, dict(tree or {}), lines))
+    return own
+
+
+_POLICIES = "policies: {alice: {model: PATH}, bob: {model: PATH}}"
+
+
+def _merged(chosen: str, user: Sequence[Layer], functions: list[Any]) -> Recipe:
     merge = _Merge()
     merge.add(DEFAULTS)
     claims: dict[str, tuple[Any, str]] = {}
@@ -343,7 +395,7 @@ def resolve(
             hint="choose by adding, for example, "
             + " ".join(f"{key}={b}" for key, (_, _, b, _) in merge.conflicts.items()),
         )
-    return _finish(merge, chosen, _as_list(functions))
+    return _finish(merge, chosen, functions)
 
 
 def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:

@@ -130,6 +130,12 @@ def unbroken_returns(x: Tensor, there: Tensor, gamma: float, exact: float) -> Te
     return out
 
 
+def call_share(groups: Tensor, episode: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """One over the number of rollouts of the same group and episode. [B] -> [B]"""
+    call = torch.unique(torch.stack([groups, episode], 1), dim=0, return_inverse=True)[1]
+    return 1 / group_count(call, dtype)
+
+
 def turn_mean(x: Tensor, turn: Tensor, mask: Tensor) -> Tensor:
     """Mean over the decisions of each decision's turn (those in none are one turn); 0 where masked. [B,T] -> [B,T]"""
     width = torch.where(mask, turn, 0).max() + 2

@@ -46,10 +46,13 @@ from coterie.rewards.process import process_of
 from coterie.rewards.runner import RewardRunner
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sections import Settings
+from coterie.stage import Stage
 from coterie.streams import stream
 from coterie.tasks.base import Task
 from coterie.workers import Alone, Away
 
+POLICIES = "policies"
+"""Folder of a checkpoint that holds one of each policy, where there are several."""
 _PROMPTS_KEPT = 2**14
 Spec = TypeVar("Spec", bound=SourceSpec)
 
@@ -90,6 +93,12 @@ class Run:
     """What `drift` is measured on; empty where no piece reads it."""
     recorded: Recorded | None = None
     """What is learned from, where nothing is rolled out."""
+    others: list[Run] = field(default_factory=list)
+    """The runs of the other policies that train together with this one, which leads."""
+    stage: Stage | None = None
+    """Where they meet."""
+    batch: Rollouts | None = None
+    """What the last update learned from."""
     workers: Alone = field(default_factory=Alone)
     """The processes that train together; one, unless `coterie.scale` says otherwise."""
     away: Away | None = None
@@ -105,6 +114,26 @@ class Run:
     @property
     def settings(self) -> Settings:
         return self.recipe.settings
+
+    @property
+    def agents(self) -> list[Run]:
+        """The runs of all policies that train together: this one alone, but for `policies`."""
+        return [self, *self.others]
+
+    @property
+    def name(self) -> str:
+        """Of the policy, where there are several; else empty."""
+        return self.recipe.agent
+
+    @property
+    def learns(self) -> bool:
+        """Whether its policy is trained; of several one may be frozen."""
+        return "optimizer" in self.recipe.single
+
+    @property
+    def acting(self) -> Policy | dict[str, Policy]:
+        """Who takes the decisions: the policy, or each of several by name."""
+        return {agent.name: agent.policy for agent in self.agents} if self.others else self.policy
 
     def table(self, rollouts: Rollouts, step: int) -> dict[str, Any]:
         """The columns a piece may read at this point."""
@@ -173,7 +202,14 @@ class Run:
         return {f"{slot}={b.piece.slug}": b for slot, b in every if b.instance is not None}
 
     def save(self, folder: Path) -> None:
-        """Write everything needed to go on exactly from here."""
+        """Write everything needed to go on exactly from here; of several policies each to a folder of its own."""
+        if self.others:
+            for agent in self.agents:
+                agent.save_alone(folder / POLICIES / agent.name)
+        else:
+            self.save_alone(folder)
+
+    def save_alone(self, folder: Path) -> None:
         self.policy.save(folder / "policy")
         state = {
             "step": self.step,
@@ -263,11 +299,57 @@ def build(
     """Load what the recipe names, from the hub, disk or a checkpoint. Fails before loading where it can.
 
     `workers` are the processes that train together, this one alone where none are given. Without `to_train`, recorded
-    rollouts are left where they are: the policy can be evaluated and exported.
+    rollouts are left where they are: the policy can be evaluated and exported. Where several policies train together,
+    this is the run of the first, which leads the others'.
     """
+    if not recipe.policies:
+        if "optimizer" not in recipe.single:
+            raise RecipeError(
+                "the recipe has no optimizer", hint="optimizer=adamw; only one of several policies may rest"
+            )
+        recorded = load(recipe.settings) if recipe.settings.offline.rollouts is not None and to_train else None
+        return _build(recipe, build_task(recipe, recorded), recorded, checkpoint, workers)
+    task = build_task(recipe)
+    check_together(recipe, task)
+    folders = {name: None if checkpoint is None else checkpoint / POLICIES / name for name in recipe.policies}
+    lead, *others = (_build(own, task, None, folders[name], workers) for name, own in recipe.policies.items())
+    lead.others = others
+    stage = Stage(lead)
+    for agent in lead.agents:
+        agent.stage = stage
+    return lead
+
+
+def check_together(recipe: Recipe, task: Task) -> None:
+    """Raise RecipeError where the policies are not who acts in the task's world, or cannot train together."""
+    agents = () if task.world is None else task.world.agents
+    if set(recipe.policies) != set(agents):
+        raise RecipeError(
+            f"the policies are {', '.join(recipe.policies)}, and in task '{task.name}' "
+            + (f"{', '.join(agents)} act" if agents else "one policy acts"),
+            where="policies",
+            hint="name the policies as the world names its agents; without policies one plays them all"
+            if agents
+            else "leave policies out, or name a task with a world of several agents",
+        )
+    s, strategy = recipe.settings, recipe.single["rollout.strategy"].piece.slug
+    refused = {
+        f"rollout.strategy={strategy}": strategy != "plain",
+        "offline.rollouts": s.offline.rollouts is not None,
+        f"warm_start.steps={s.warm_start.steps}": s.warm_start.steps > 0,
+    }
+    for setting, is_set in refused.items():
+        if is_set:
+            raise RecipeError(f"{setting} is not for several policies", where="policies", hint="leave it out")
+    if not any("optimizer" in own.single for own in recipe.policies.values()):
+        raise RecipeError("no policy has an optimizer: nothing would be trained", where="policies")
+
+
+def _build(
+    recipe: Recipe, task: Task, recorded: Recorded | None, checkpoint: Path | None, workers: Alone | None
+) -> Run:
+    """The run of one policy on a task that is built."""
     offline = recipe.settings.offline.rollouts is not None
-    recorded = load(recipe.settings) if offline and to_train else None
-    task = build_task(recipe, recorded)
     process = contest = judge = None
     functions: list[WeightedReward] = []
     kinds.check(recipe, task)
@@ -298,7 +380,11 @@ def build(
         recorded.check_policy(policy)
     workers = workers or Alone()
     learner = workers.learner(policy)
-    optimizer = optimize(learner.parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
+    optimizer: torch.optim.Optimizer | MasterWeights
+    if "optimizer" in recipe.single:
+        optimizer = optimize(learner.parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
+    else:  # of a policy that is frozen: never asked to step
+        optimizer = torch.optim.SGD(learner.parameters(), lr=0.0)
     said = mismatch.correct(recipe, policy.exact) if not offline else None
     columns = (wiring.wanted(recipe, "policy", "objective") - BEFORE - SHOWN) | {"logp"}
     run = Run(
@@ -397,7 +483,7 @@ def _model_tree(recipe: Recipe, hint: str, section: str = "model") -> dict[str, 
     if written is None:
         raise RecipeError("no model is named", hint=hint)
     tree: dict[str, Any] = {"name": written} if isinstance(written, str) else dict(written)
-    tree.setdefault("seed", stream(recipe.settings.seed, section))
+    tree.setdefault("seed", stream(recipe.settings.seed, section, *([recipe.agent] if recipe.agent else [])))
     return tree
 
 

@@ -146,6 +146,8 @@ _MENDS = {
     "step_rewards": "an agent environment or a process function does: rewards.process=file.py:name scores each step",
     "turn": "rewards.process=file.py:name, rollout.strategy=segment_tree or an agent environment does",
     "state_key": "an agent environment or rollout.strategy=segment_tree does",
+    "other_rewards": "a world of several agents does: task=dilemma",
+    "episode": "a world of several agents does: task=dilemma",
     "parent": "a strategy that forks does: rollout.strategy=segment_probes, or noise_tree where steps denoise",
     "anchor": "rollout.strategy=reference_answer does",
     "given": "rollout.strategy=inpainted does",

@@ -34,6 +34,7 @@ JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise
 EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
 DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard")
 WORLD = [f"task={Path(__file__).with_name('walk.py')}:walk", "rollout.max_tokens=24"]
+DILEMMA = ["task=dilemma", "rollout.max_tokens=24"]
 WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt", "ui-s1", "agent-gym-rl")
 WINDOW = ["rollout.strategy.size=2", "rollout.strategy.every=1"]
 FORKS = ["rollout.strategy.steps=[0,2]"]
@@ -71,6 +72,8 @@ NEEDS: dict[str, list[str]] = {
     "grpo-s": [functions("positions", "hardness=0")],
     **dict.fromkeys(DENOISING, DENOISES),
     **dict.fromkeys(WORLDLY, WORLD),
+    **dict.fromkeys(("ad-align", "m-grpo"), DILEMMA),
+    "graph-grpo": ["credit.modifiers.edge_mean.pattern='[0-9]'"],
     "aepo-arbitrary-entropy": ["selection.weights.swap_tempered.share=0.25"],
     "adacot": [
         functions("positions", "auxiliary=0", "hardness=0"),

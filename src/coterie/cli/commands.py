@@ -46,8 +46,9 @@ def evaluate_target(target: str, arguments: list[str], task: str | None, as_json
         if task is None and not any(a.startswith("task") for a in arguments):
             raise RecipeError(f"on which task is '{target}' to be evaluated?", hint="add --task NAME")
         run = build(resolve(overrides=arguments, values={"model": target, **values}))
-    metrics = evaluate(run.policy, run.task, run.settings)
-    run.rewards.close()
+    metrics = evaluate(run.acting, run.task, run.settings)
+    for agent in run.agents:
+        agent.rewards.close()
     if not metrics:
         raise RecipeError(f"task '{run.task.name}' has no verifier or no held-out problems to evaluate on")
     if as_json:
@@ -57,14 +58,17 @@ def evaluate_target(target: str, arguments: list[str], task: str | None, as_json
 
 
 def export_policy(run_path: Path, out: Path) -> None:
-    """Load the last checkpoint as the run would, and write plain Hugging Face format."""
+    """Load the last checkpoint as the run would, and write plain Hugging Face format; of several policies each to a
+    folder of its name.
+    """
     from coterie.policies.diffusers.policy import DiffusersPolicy
     from coterie.run import build
 
     _must_be_free(out)
     checkpoint = _last(run_path)
     run = build(resolve(file=run_path / "recipe.yaml"), checkpoint, to_train=False)
-    run.policy.save(out, merge=True)
+    for agent in run.agents:
+        agent.policy.save(out / agent.name, merge=True)
     loader = "DiffusionPipeline" if isinstance(run.policy, DiffusersPolicy) else "AutoModelForCausalLM"
     console.print(f"model       {out}\nload it with {loader}.from_pretrained('{out}')", markup=False)
 

@@ -11,7 +11,7 @@ from coterie.policies import kinds
 from coterie.recipe import Recipe
 from coterie.rewards.pairwise.contest import contest_of
 from coterie.rewards.process import process_of
-from coterie.run import build_task
+from coterie.run import build_task, check_together
 from coterie.tasks.base import Task
 
 
@@ -29,6 +29,11 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     wiring.check(recipe, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
     wiring.check_teacher(recipe)
     demonstrations.check(recipe, task)
+    if recipe.policies:
+        check_together(recipe, task)
+    for own in recipe.policies.values():
+        wiring.check(own, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
+        wiring.check_teacher(own)
     said = mismatch.correct(recipe, mismatch.samples_itself(recipe))
     numbers = derived(recipe, len(task.train), len(task.held_out))
     numbers["sampler"] = said or _sampler(recipe)
@@ -36,6 +41,11 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     if contest is not None:
         shown = contest.shown(recipe.settings.rollout.group_size) * recipe.settings.draw.prompts
         numbers["pairwise judge"] = f"{contest.judge.name}, {contest.scheme}: {shown} verdicts an update"
+    if recipe.policies:
+        numbers["policies"] = ", ".join(
+            f"{name} ({own.method}{'' if 'optimizer' in own.single else ', frozen'})"
+            for name, own in recipe.policies.items()
+        )
     if task.world is not None:
         numbers["world"] = task.world.described
     _show(recipe, task, as_json, numbers)

@@ -1,5 +1,5 @@
 """Worlds of many turns."""
 
-from coterie.environments.base import Environment, Episode, Step, World, episode_return
+from coterie.environments.base import Environment, Episode, SharedEnvironment, Step, World, episode_return
 
-__all__ = ["Environment", "Episode", "Step", "World", "episode_return"]
+__all__ = ["Environment", "Episode", "SharedEnvironment", "Step", "World", "episode_return"]

@@ -39,6 +39,25 @@ class Environment(Protocol):
         """Answer an action, as the policy wrote it."""
 
 
+class SharedEnvironment(Protocol):
+    """One episode of several agents (`World.agents`), each of which has a prompt and a line of its own.
+
+    Prompts are in the row: "prompts" by agent, "prompt" for those that are not there. Both methods may be coroutines.
+    """
+
+    def reset(self, row: Mapping[str, Any]) -> Mapping[str, str] | None:
+        """Who acts first, and what each reads behind its prompt ("" for nothing). None: everybody, and nothing."""
+
+    def step(self, actions: Mapping[str, str]) -> Mapping[str, Step] | Awaitable[Mapping[str, Step]]:
+        """Answer all who acted, at once, by agent. Whoever gets a step that is not done acts next.
+
+        An agent that is not named waits. One that has no line under way, because it has not acted yet or its line is
+        done, begins a new one with the observation: a call. A step that is done, for an agent without a line under way,
+        comes late: its reward is added to the last turn of each of the agent's lines, and its info to what is known of
+        them. The episode ends where nobody acts next.
+        """
+
+
 @dataclass(frozen=True)
 class World:
     """How a task's episodes are played. Rollouts of a task with a world have many turns.
@@ -48,16 +67,21 @@ class World:
     one, each environment lives in a process of its own that can be killed. most_failed: the share of a batch's episodes
     that may fail before the run ends with an error. context: what is still read of an episode that grows, all of it for
     None (see `coterie.rollout.contexts`); with one, rollout.max_tokens is for what is read after the prompt.
+    agents: who acts, where there are several: `make` then gives a SharedEnvironment, and turns are rounds, in each of
+    which an agent acts once at the most, and there is no context.
     """
 
-    make: Callable[[], Environment]
+    make: Callable[[], Any]
     turns: int = 8
     turn_tokens: int | None = None
     timeout: float | None = None
     most_failed: float = 0.5
     context: Context | None = None
+    agents: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.agents and self.context is not None:
+            raise RecipeError("a world of several agents has no context", hint="context=None")
         for name in ("turns", "turn_tokens", "timeout"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -69,6 +93,7 @@ class World:
         name = getattr(self.make, "__name__", None) or type(self.make).__name__
         tokens = "any number of" if self.turn_tokens is None else f"at most {self.turn_tokens}"
         where = "in this process" if self.timeout is None else f"in processes of their own, {self.timeout:g} s a call"
+        name += f" of {' and '.join(self.agents)}" if self.agents else ""
         read = "" if self.context is None else f", reading {self.context}"
         return f"{name}: at most {self.turns} turns of {tokens} tokens, {where}{read}"
 

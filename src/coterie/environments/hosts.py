@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -62,6 +62,11 @@ class Hosts:
         found = self._all({i: ("step", action) for i, action in actions.items()})
         return {i: _checked(answer) for i, answer in found.items()}
 
+    def step_together(self, actions: Mapping[int, Mapping[str, str]]) -> dict[int, dict[str, Step] | Failed]:
+        """The same where several agents act: what each of them did, and the answer to each."""
+        found = self._all({i: ("step", dict(own)) for i, own in actions.items()})
+        return {i: _all_checked(answer, self.world.agents) for i, answer in found.items()}
+
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
@@ -86,6 +91,20 @@ class Hosts:
             raise RunError(f"the environment: {error.message}", hint=error.hint) from None
         except Exception as error:  # the environment's code runs here
             return Failed(f"{verb} raised {type(error).__name__}: {error}")
+
+
+def _all_checked(answers: Any, agents: Sequence[str]) -> dict[str, Step] | Failed:
+    if isinstance(answers, Failed):
+        return answers
+    if not isinstance(answers, Mapping):
+        return Failed(f"step gave {type(answers).__name__}, not a Step for each agent")
+    out: dict[str, Step] = {}
+    for name, answer in answers.items():
+        checked = _checked(answer) if name in agents else Failed(f"step answered {name!r}, which is no agent")
+        if isinstance(checked, Failed):
+            return checked
+        out[name] = checked
+    return out
 
 
 def _checked(answer: Any) -> Step | Failed:

@@ -53,21 +53,30 @@ class Reporter:
         run.notes.clear()
         for writer in self.writers:
             writer.write(run.step, row)
-        shown = batch if batch is not None else run.seen
         every = self.rollouts_every
-        if shown is not None and every and (run.step == 1 or run.step % every == 0 or run.step == run.settings.steps):
-            prompts = [run.policy.decode(p.tokens) for p in shown.prompts]
-            if run.task.latent is not None:
-                shown = replace(shown, texts=[pictures.view(sample, run.task.latent) for sample in shown.texts])
-            pieces = run.policy.decision_texts(shown)
-            about = {
-                "decisions": run.policy.decisions,
-                "sampling": shown.sampling.plain(),
-                "reward_weights": run.reward_weights,
-            }
-            if isinstance(run.policy, TransformersPolicy):
-                about["vocabulary"] = run.policy.vocabulary
-            rollout_store.write(self.directory.rollout_file(run.step), shown, prompts, token_texts=pieces, about=about)
+        if every and (run.step == 1 or run.step % every == 0 or run.step == run.settings.steps):
+            self._record(run, batch)
+            for agent in run.others:
+                self._record(agent, agent.batch)
+
+    def _record(self, run: Run, batch: Rollouts | None) -> None:
+        """Write the rollouts of a policy, with what the update made of them."""
+        shown = batch if batch is not None else run.seen
+        if shown is None:
+            return
+        prompts = [run.policy.decode(p.tokens) for p in shown.prompts]
+        if run.task.latent is not None:
+            shown = replace(shown, texts=[pictures.view(sample, run.task.latent) for sample in shown.texts])
+        pieces = run.policy.decision_texts(shown)
+        about = {
+            "decisions": run.policy.decisions,
+            "sampling": shown.sampling.plain(),
+            "reward_weights": run.reward_weights,
+        }
+        if isinstance(run.policy, TransformersPolicy):
+            about["vocabulary"] = run.policy.vocabulary
+        file = self.directory.rollout_file(run.step, run.name)
+        rollout_store.write(file, shown, prompts, token_texts=pieces, about=about)
 
     def checkpoint(self, run: Run) -> None:
         if samples.pictured(run):

@@ -119,8 +119,11 @@ class RunDir:
         with replacing(self.recipe, "the recipe") as temporary:
             temporary.write_text(text, encoding="utf-8")
 
-    def rollout_file(self, step: int) -> Path:
-        return self.rollouts / f"step-{step:06d}.parquet"
+    def rollout_file(self, step: int, agent: str = "") -> Path:
+        """Where the rollouts of a step are; those of one of several policies in a folder of its own."""
+        folder = self.rollouts / agent if agent else self.rollouts
+        folder.mkdir(exist_ok=True)
+        return folder / f"step-{step:06d}.parquet"
 
     def set_status(self, state: State, step: int, message: str = "") -> None:
         """Say how the run stands. Atomic: a reader sees the old status or the new one."""

@@ -85,8 +85,8 @@ def play(
             live = [i for i in actions if episodes[i].failed is None and not episodes[i].done]
     finally:
         hosts.close()
-    _report(episodes, world)
-    return _table(policy, prompts, rows, sampling, episodes, world)
+    report(episodes, world)
+    return table_of(policy, prompts, rows, sampling, episodes, world)
 
 
 def _begun(hosts: Hosts, prompts: Sequence[Prompt], owner: list[int], episodes: list[Episode]) -> dict[int, str]:
@@ -99,7 +99,8 @@ def _begun(hosts: Hosts, prompts: Sequence[Prompt], owner: list[int], episodes: 
     return state
 
 
-def _report(episodes: Sequence[Episode], world: World) -> None:
+def report(episodes: Sequence[Episode], world: World) -> None:
+    """Record how episodes went. Raises RunError where more of them failed than the world may have."""
     failed = [e.failed for e in episodes if e.failed is not None]
     record("episode/failed_share", len(failed) / len(episodes))
     record("episode/turns", torch.tensor([float(e.turns) for e in episodes]))
@@ -129,7 +130,7 @@ def _heard(
     return rows if after is last else [*rows, after]
 
 
-def _table(
+def table_of(
     policy: Any,
     prompts: Sequence[Prompt],
     rows: list[list[Segment]],

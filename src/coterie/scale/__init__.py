@@ -41,6 +41,10 @@ def team(recipe: Recipe) -> Iterator[Alone]:
             f"scale.train_workers is {recipe.settings.scale.train_workers}, and torchrun started {under_torchrun}",
             hint="leave scale.train_workers out: under torchrun it is as many as were started",
         )
+    if recipe.policies:
+        raise RecipeError(
+            "several policies train in one process", where="policies", hint="scale.train_workers=1, without torchrun"
+        )
     strategy = recipe.single["rollout.strategy"]
     if strategy.instance is not None:
         raise RecipeError(

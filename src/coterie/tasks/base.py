@@ -68,7 +68,8 @@ class Task:
         if self.world is None:
             return frozenset()
         own = {"turn", "step_rewards", "state_key"}
-        return frozenset(own if self.world.context is None else own | {"turns_after"})
+        shared = {"other_rewards", "episode"} if self.world.agents else set()
+        return frozenset(own | shared if self.world.context is None else own | {"turns_after"})
 
     @property
     def judges(self) -> bool:
