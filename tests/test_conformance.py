@@ -49,6 +49,7 @@ NOT_SHIFT_INVARIANT: dict[str, str] = {
     "baseline/noisy_verifier_forward": "its baseline is a rate of error, not the group",
     "baseline/virtual_max_norm": "it measures rewards against a fixed maximum",
     "baseline/raw_reward": "it takes no mean off",
+    "baseline/value_anchored": "a part of it compares with 0",
 }
 # Baselines that promise an advantage to groups of equal rewards: "kind/slug" -> reason.
 SIGNAL_ON_EQUAL_REWARDS: dict[str, str] = {
@@ -64,6 +65,7 @@ SIGNAL_ON_EQUAL_REWARDS: dict[str, str] = {
     "baseline/noisy_verifier_forward": "a verdict weighs the same in whatever group it stands",
     "baseline/virtual_max_norm": "equal rewards below the maximum are pushed down",
     "baseline/raw_reward": "the reward is its advantage",
+    "baseline/value_anchored": "a part of it compares with 0",
 }
 # Pieces whose output draws random numbers or depends on the order of rows: "kind/slug" -> reason.
 NOT_EQUIVARIANT: dict[str, str] = {

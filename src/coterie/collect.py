@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from coterie.metrics import Collector, merge, record
 from coterie.metrics import collect as gather
 from coterie.offline.recorded import Recorded
 from coterie.policies.causal_lm import CausalLM
+from coterie.policies.flow.policy import FlowPolicy
 from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
 from coterie.rewards.matches import matches
@@ -204,6 +205,8 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, fi
         for outcome in ("error", "timeout", "none"):
             count = sum(c.get(outcome, 0) for c in scores.outcomes.values())
             run.metrics[f"reward/{outcome}s"] = run.metrics.get(f"reward/{outcome}s", 0.0) + count
+        if "preview_rewards" in wanted(run.recipe, "score"):
+            new["preview_rewards"] = _preview_rewards(run, rollouts, new["rewards"])
         if "answers" in wanted(run.recipe, "score"):
             new["answers"] = _answers(run, rollouts)
         if "answer_mask" in wanted(run.recipe, "score"):
@@ -241,6 +244,28 @@ def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: 
     if decided:
         record("pairwise/first_share", held.verdicts["first"] / decided)
     return held.rewards
+
+
+def _preview_rewards(run: Run, rollouts: Rollouts, rewards: Tensor) -> Tensor:
+    """The reward of what each decision foresees, and of the sample after the last; 0 where masked. [B,T]
+
+    Where no function has a value for one of them, that reward is the sample's own.
+    """
+    mask = rollouts["mask"].cpu()
+    own = rewards.unsqueeze(-1).expand(mask.shape)
+    last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
+    earlier = mask & ~last
+    out = torch.where(last, own, 0.0)
+    if not bool(earlier.any()):
+        return out
+    row, place = earlier.nonzero(as_tuple=True)
+    asked = [rollouts.prompts[g].row for g in rollouts["groups"].cpu()[row].tolist()]
+    foreseen = list(cast(FlowPolicy, run.policy).previews(rollouts, row, place).cpu().numpy())
+    scores = run.rewards.score([r.get("prompt") for r in asked], foreseen, asked, [[] for _ in asked])
+    run.notes += scores.errors
+    components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
+    value = _combine(components, run.reward_weights)
+    return out.masked_scatter(earlier, torch.where(value.isnan(), own[earlier], value))
 
 
 def _completion_ids(rollouts: Rollouts) -> list[list[int]]:

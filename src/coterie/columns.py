@@ -39,6 +39,7 @@ answer_mask  | B T    | score       | bool  | decisions that spell the final ans
 matched      | B T    | score       | bool  | decisions whose text is in a match of the pattern that the piece names
 answers      | B      | score       | int   | number of the final answer: equal in a group iff the answers read alike
 token_rewards| B T    | score       | float | reward of each decision: the scalar one on the last, plus dense terms
+preview_rewards| B T  | score       | float | reward of the sample that each decision foresees; on the last, its own
 mask         | B T    | roll out    | bool  | decisions the policy took (not prompt, padding or tool output)
 lengths      | B      | roll out    | int   | number of decisions of each rollout, mask.sum(-1)
 truncated    | B      | roll out    | bool  | stopped by the budget, not by itself

@@ -89,6 +89,13 @@ def check(
             f"rollout.group_size is {recipe.settings.rollout.group_size}",
             hint="rollout.group_size=8",
         )
+    readers = _readers(recipe, "preview_rewards")
+    if readers and recipe.judge is not None:
+        raise RecipeError(
+            f"{readers[0][0]}={readers[0][1].piece.slug} rewards what single steps foresee, and a judge compares "
+            "finished samples",
+            hint="a reward function in place of rewards.pairwise",
+        )
     _check_pieces(recipe, recipe.settings.rollout.group_size, "rollout.group_size is")
 
 

@@ -45,6 +45,7 @@ class CausalLM(TransformersPolicy):
 
     decisions = "tokens"
     lacks = {
+        "preview_rewards": "a token foresees no whole sample",
         "step_std": "tokens are drawn without Gaussian noise",
         "step_size": "tokens have no noise level",
         "kl_ref": "the term kl estimates it for tokens",

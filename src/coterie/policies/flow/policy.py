@@ -301,6 +301,18 @@ class FlowPolicy:
         out[row, step] = mean.detach()
         return out
 
+    @torch.no_grad()
+    def previews(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> Tensor:
+        """The samples foreseen after some steps, each given by its row and its number: what the state becomes if its
+        velocity stays to the end. [N,*shape]
+        """
+        spec, x = _spec(rollouts.sampling), rollouts.media["states"][row, step + 1]
+        after = (step + 1).to(x.device)
+        sigma = steps.noise_levels(spec.steps, spec.shift, x.dtype).to(x.device)[after]
+        last = spec.steps - 1  # behind it there is no velocity, and none is needed
+        v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], after.clamp_max(last), spec)
+        return x - sigma.view(-1, *[1] * (x.dim() - 1)) * v
+
     def _transitions(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         spec, x = _spec(rollouts.sampling), rollouts.media["states"][row, step]
         v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], step, spec)

@@ -43,6 +43,7 @@ class MaskedDiffusion(TransformersPolicy):
     lacks = {
         "spread": "its decisions at one place are not taken one after another",
         "influence": "its decisions are not taken one after another",
+        "preview_rewards": "an unmasking foresees no whole sample",
         "step_std": "unmaskings are drawn without Gaussian noise",
         "step_size": "unmaskings have no noise level",
         "kl_ref": "the term kl estimates it for unmaskings",
