@@ -50,6 +50,7 @@ version      | B T    | roll out    | int   | version of the weights that took t
 step_std     | B T    | roll out    | float | standard deviation of a denoising step's noise
 step_size    | B T    | roll out    | float | by how much the noise level falls in a denoising step
 schedules    | B T    | roll out    | bool  | decision on how to decode, not on a token
+step_gain    | B T    | roll out    | float | how far a denoising step's mean moves with the velocity, a factor
 pass_index   | B T    | roll out    | int   | forward pass of the rollout in which the decision was taken, from 0
 passes       | B      | roll out    | int   | forward passes that the rollout took
 logp         | B T    | policy      | float | current log-prob; carries gradient in the update

@@ -32,7 +32,7 @@ REWARDS = Path(__file__).with_name("rewards.py")
 TESTS = ("positions", "brevity")
 JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise_judge.py'}:closer"
 EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
-DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard", "vgpo")
+DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard", "sage-grpo", "vgpo")
 WORLD = [f"task={Path(__file__).with_name('walk.py')}:walk", "rollout.max_tokens=24"]
 WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt", "ui-s1", "agent-gym-rl")
 WINDOW = ["rollout.strategy.size=2", "rollout.strategy.every=1"]

@@ -54,6 +54,7 @@ SPECIAL: dict[str, Any] = {
     "mean_gap": lambda rng, t: rng.exponential(0.1, t["mask"].shape),
     "step_std": lambda rng, t: rng.uniform(0.1, 1.0, t["mask"].shape),
     "step_size": lambda rng, t: rng.uniform(0.05, 0.2, t["mask"].shape),
+    "step_gain": lambda rng, t: 0.1 + 0.9 * t["step_size"],
     "ratio": lambda rng, t: rng.lognormal(0.0, 0.3, t["mask"].shape),
     "weights": lambda rng, t: rng.choice([0.0, 1.0, 1.0, 0.5], len(t["mask"])),
     "token_rewards": lambda rng, t: last(t["mask"]) * t["rewards"][:, None],

@@ -262,6 +262,7 @@ class FlowPolicy:
             "prompt_index": torch.tensor([p.index for p in prompts], device=self.device)[groups],
             "step_std": path.std,
             "step_size": torch.where(mask, levels[:-1] - levels[1:], 0.0),
+            "step_gain": torch.where(mask, steps.gains(spec, self.dtype).to(self.device), 0.0),
         }
         if entropy:
             exact = steps.entropy(path.std.clamp_min(1e-30), path.states[0, 0].numel(), spec.reduce)

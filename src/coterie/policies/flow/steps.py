@@ -34,6 +34,13 @@ def transition(
     return mean, std.reshape(-1)
 
 
+def gains(spec: Denoising, dtype: torch.dtype) -> Tensor:
+    """By how much each step's mean moves with the velocity: a rule's mean is linear in both. [steps]"""
+    unit = torch.ones(spec.steps, 1, dtype=dtype)
+    mean, _ = transition(spec, torch.zeros_like(unit), unit, torch.arange(spec.steps))
+    return mean.squeeze(-1).abs()
+
+
 @functools.cache
 def _rule(name: str) -> Any:
     return pieces.get("sampler", name).fn
