@@ -60,6 +60,7 @@ spread       | B T    | policy      | float | how much the distributions of the 
 influence    | B T    | policy      | float | by how much a step on this decision raises the group's correct rollouts
 kl_ref       | B T    | policy      | float | exact KL from the reference's decision to ours; carries gradient
 mean_gap     | B T    | policy      | float | exact KL from the decision as it was taken to ours; carries gradient
+best_gap     | B T    | policy      | float | squared distance to the velocity on the group's best path; has gradient
 logp_min_p   | B T    | policy      | float | log-prob before the update without unlikely tokens; -inf where this is one
 logp_tempered| B T    | policy      | float | log-prob before the update at another temperature
 hidden_square| B T    | policy      | float | squared norm of what the output layer reads, over the temperature

@@ -86,6 +86,7 @@ NEEDS: dict[str, list[str]] = {
     "spine": [*EASY, "selection.weights.top_decisions.share=0.5"],
     "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
     "branchgrpo": [*DENOISES, *TREE],
+    "dynamic-treerpo": [*DENOISES, "rollout.strategy.depth=3", "rollout.strategy.every=1"],
     "granular-grpo": [*DENOISES, *FORKS, "denoise.steps=4", "rollout.group_size=8"],
     "mixgrpo": [*DENOISES, *WINDOW],
     "tempflow-grpo": [*DENOISES, *FORKS],

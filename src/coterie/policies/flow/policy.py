@@ -18,9 +18,10 @@ from coterie.policies.flow import steps
 from coterie.policies.flow.model import CONFIG, TYPE, FlowTransformer
 from coterie.policies.flow.spec import FlowSpec
 from coterie.policies.state import copy_state, trainable
+from coterie.reductions import group_position
 from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
 
-PROVIDES = ("logp", "kl_ref", "mean_gap")
+PROVIDES = ("logp", "kl_ref", "mean_gap", "best_gap")
 
 
 @dataclass
@@ -168,7 +169,7 @@ class FlowPolicy:
         spec = _spec(sampling)
         groups = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(s) for s in seeds]))
         noise = self.noise(seeds, spec)
-        path = self.denoise(noise[:, 0], prompts, groups, spec, noise=noise[:, 1:])
+        path = self.denoise(noise[:, 0], prompts, groups, spec, noise=noise[:, 1:], forked=spec.shared_noise)
         return self.table(prompts, groups, path, sampling, entropy=entropy)
 
     def noise(self, seeds: Sequence[Sequence[int]], spec: Denoising) -> Tensor:
@@ -199,13 +200,16 @@ class FlowPolicy:
         noise: Tensor,
         first: int = 0,
         last: int | None = None,
+        forked: bool = False,
     ) -> Stretch:
-        """Take steps first <= s < last from states x [N,*shape]. noise: [N,last-first,*shape], a draw for each step."""
+        """Take steps first <= s < last from states x [N,*shape]. noise: [N,last-first,*shape], a draw for each step.
+        `forked`: some of the states x are equal.
+        """
         last = spec.steps if last is None else last
         levels, states, logps, stds, means = self.levels(spec), [x], [], [], []
         for s in range(first, last):
             step = torch.full((len(x),), s, device=x.device)
-            v = self.velocity(x, prompts, groups, step, spec)
+            v = self.velocity(x, prompts, groups, step, spec, forked=forked and s == first)
             mean, std = steps.transition(spec if draws_noise(spec, s) else without_noise(spec), x, v, step, levels)
             if bool((std > 0).all()):
                 x = mean + std.view(-1, *[1] * (x.dim() - 1)) * noise[:, s - first]
@@ -232,12 +236,26 @@ class FlowPolicy:
             x = x + self.velocity(x, prompts, groups, step, spec) * (levels[after] - levels[at])
         return torch.stack([*states, x], 1)
 
-    def velocity(self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, step: Tensor, spec: Denoising) -> Tensor:
+    def velocity(
+        self,
+        x: Tensor,
+        prompts: Sequence[Prompt],
+        groups: Tensor,
+        step: Tensor,
+        spec: Denoising,
+        *,
+        forked: bool = False,
+    ) -> Tensor:
         """The velocity at states [N,*shape] before steps [N], guided as the spec says. With gradient through the
-        conditional prediction alone.
+        conditional prediction alone. `forked`: some states may be equal, and are run through the model once.
         """
+        groups = groups.to(x.device)
+        once = steps.distinct(x, step, groups) if forked else None
+        if once is not None:
+            first, each = once
+            return self.velocity(x[first], prompts, groups[first], step[first], spec)[each]
         level = self.levels(spec)[step]
-        condition = torch.tensor([p.tokens[0] for p in prompts], device=x.device)[groups.to(x.device)]
+        condition = torch.tensor([p.tokens[0] for p in prompts], device=x.device)[groups]
         v = self.model(x, level, condition).to(self.dtype)
         if spec.guidance == 1.0:
             return v
@@ -273,10 +291,10 @@ class FlowPolicy:
     # Scoring
 
     def score(self, rollouts: Rollouts, want: Collection[str] = ("logp",)) -> dict[str, Tensor]:
-        """{"logp", "kl_ref", "mean_gap"} [B,T] as wanted, of the decisions under the mask; 0 elsewhere.
+        """{"logp", "kl_ref", "mean_gap", "best_gap"} [B,T] as wanted, of the decisions under the mask; 0 elsewhere.
 
         Differentiable when gradients are on; the stored states take none. All decisions in one forward pass: the caller
-        micro-batches. `kl_ref` needs `mean_ref` in media, and `mean_gap` needs `mean_old`.
+        micro-batches. `kl_ref` needs `mean_ref` in media, `mean_gap` `mean_old`, and `best_gap` `velocity_best`.
         """
         unknown = set(want) - set(PROVIDES)
         if unknown:
@@ -285,19 +303,21 @@ class FlowPolicy:
             )
         spec, mask = _spec(rollouts.sampling), rollouts["mask"]
         row, step = mask.nonzero(as_tuple=True)
-        mean, std = self._transitions(rollouts, row, step)
+        v, mean, std = self._transitions(rollouts, row, step)
         found = {}
         if "logp" in want:
             found["logp"] = steps.log_density(rollouts.media["states"][row, step + 1], mean, std, spec.reduce)
         for name, other in (("kl_ref", "mean_ref"), ("mean_gap", "mean_old")):
             if name in want:
                 found[name] = steps.divergence(mean, rollouts.media[other][row, step], std, spec.reduce)
+        if "best_gap" in want:
+            found["best_gap"] = steps.reduced((v - rollouts.media["velocity_best"][row, step]) ** 2, "mean")
         return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
 
     def means(self, rollouts: Rollouts) -> Tensor:
         """Mean of the state after each decision, 0 elsewhere. [B,steps,*shape]"""
         row, step = rollouts["mask"].nonzero(as_tuple=True)
-        mean, _ = self._transitions(rollouts, row, step)
+        _, mean, _ = self._transitions(rollouts, row, step)
         out = torch.zeros_like(rollouts.media["states"][:, 1:])
         out[row, step] = mean.detach()
         return out
@@ -314,10 +334,28 @@ class FlowPolicy:
         v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], after.clamp_max(last), spec)
         return x - sigma.view(-1, *[1] * (x.dim() - 1)) * v
 
-    def _transitions(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def best_velocities(self, rollouts: Rollouts) -> Tensor:
+        """For each decision the velocity in the same step on the best path of its group: that of the rollout with the
+        highest reward, the first of these. 0 elsewhere. [B,steps,*shape]
+        """
+        row, step = rollouts["mask"].nonzero(as_tuple=True)
+        rewards, groups = rollouts["rewards"], rollouts["groups"]
+        place = group_position(-rewards, groups)
+        best = torch.zeros(int(groups.max()) + 1, dtype=torch.long, device=groups.device)
+        best[groups[place == 0]] = (place == 0).nonzero().squeeze(-1)
+        out = torch.zeros_like(rollouts.media["states"][:, 1:])
+        leader, spec = best[groups[row]], _spec(rollouts.sampling)
+        x = rollouts.media["states"][leader, step]
+        out[row, step] = self.velocity(x, rollouts.prompts, groups[row], step, spec, forked=True)
+        return out
+
+    def _transitions(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocity, mean and standard deviation of some steps."""
         spec, x = _spec(rollouts.sampling), rollouts.media["states"][row, step]
-        v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], step, spec)
-        return steps.transition(spec, x, v, step, self.levels(spec))
+        forked = "parent" in rollouts or spec.shared_noise
+        v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], step, spec, forked=forked)
+        return (v, *steps.transition(spec, x, v, step, self.levels(spec)))
 
     def sft_loss(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Tensor], seed: int | None = None
@@ -367,7 +405,7 @@ def draws_noise(spec: Denoising, step: int) -> bool:
 
 def without_noise(spec: Denoising) -> Denoising:
     """The same spec without noise."""
-    return replace(spec, sampler="ode", settings=())
+    return replace(spec, sampler="ode", settings=(), noise_scale=None)
 
 
 def _spec(sampling: Sampling) -> Denoising:
