@@ -74,6 +74,7 @@ NOT_EQUIVARIANT: dict[str, str] = {
     "baseline/mixed_value_at_risk": "a bundle is made of prompts that follow each other",
     "filter/process_consistency": "of rollouts that agree equally the first go",
     "shaping/serial_decay": "equal exits come in order of row",
+    "loss/group_ranking": "equal rewards stand in order of row",
     "selection/swap_tempered": "the first rollouts give way to tempered ones",
     "selection/max_variance": "of equal advantages the first or last rows are taken",
     "selection/drop_pivot": "among equal medians the first row is the pivot",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -170,7 +171,7 @@ def complete(
         {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
          "entropy": entropy, "count": len(indices) if count is None else count, "prompt_at": run.prompt, "step": step,
          "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task),
-         "verify": run.task.verify, "script": run.task.script},
+         "verify": run.task.verify, "script": run.task.script, "grade": partial(_grade, run)},
         step,
     )  # fmt: skip
 
@@ -246,6 +247,14 @@ def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: 
     return held.rewards
 
 
+def _grade(run: Run, rows: Sequence[Any], samples: Sequence[Any]) -> Tensor:
+    """What the reward functions make of samples that are no rollouts, one a row of the task; NaN for nothing. [N]"""
+    scores = run.rewards.score([r.get("prompt") for r in rows], samples, rows, [[] for _ in rows])
+    run.notes += scores.errors
+    components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
+    return _combine(components, run.reward_weights)
+
+
 def _preview_rewards(run: Run, rollouts: Rollouts, rewards: Tensor) -> Tensor:
     """The reward of what each decision foresees, and of the sample after the last; 0 where masked. [B,T]
 
@@ -260,11 +269,9 @@ def _preview_rewards(run: Run, rollouts: Rollouts, rewards: Tensor) -> Tensor:
         return out
     row, place = earlier.nonzero(as_tuple=True)
     asked = [rollouts.prompts[g].row for g in rollouts["groups"].cpu()[row].tolist()]
-    foreseen = list(cast(FlowPolicy, run.policy).previews(rollouts, row, place).cpu().numpy())
-    scores = run.rewards.score([r.get("prompt") for r in asked], foreseen, asked, [[] for _ in asked])
-    run.notes += scores.errors
-    components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
-    value = _combine(components, run.reward_weights)
+    policy = cast(FlowPolicy, run.policy)
+    foreseen = policy.samples(policy.previews(rollouts, row, place))
+    value = _grade(run, asked, foreseen)
     return out.masked_scatter(earlier, torch.where(value.isnan(), own[earlier], value))
 
 

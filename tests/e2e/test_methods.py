@@ -87,6 +87,8 @@ NEEDS: dict[str, list[str]] = {
     "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
     "branchgrpo": [*DENOISES, *TREE],
     "dynamic-treerpo": [*DENOISES, "rollout.strategy.depth=3", "rollout.strategy.every=1"],
+    **dict.fromkeys(("awm", "diffusion-nft", "gdro-flow"), DENOISES),
+    "sol-rl": [*DENOISES, "rollout.strategy.candidates=12"],
     "granular-grpo": [*DENOISES, *FORKS, "denoise.steps=4", "rollout.group_size=8"],
     "mixgrpo": [*DENOISES, *WINDOW],
     "tempflow-grpo": [*DENOISES, *FORKS],

@@ -50,7 +50,9 @@ def test_the_worked_examples() -> None:
     np.testing.assert_allclose(oracle.equaliser(scales), want, atol=6e-4)
     _, std = transition(spec, torch.zeros(6, 1, dtype=D), torch.zeros(6, 1, dtype=D), torch.arange(6))
     on = torch.ones(2, 6, dtype=torch.bool)
-    got = equalise_steps(gains(spec, D).expand(2, 6), std.expand(2, 6), on, torch.ones(2, dtype=D))
+    got = equalise_steps(
+        gains(spec, noise_levels(6, 3.0, D)).expand(2, 6), std.expand(2, 6), on, torch.ones(2, dtype=D)
+    )
     np.testing.assert_allclose(got, [want, want], atol=6e-4)
     one, mask = torch.ones(1, 1, dtype=D), torch.ones(1, 1, dtype=torch.bool)
     both = exact_kl(0.0625 * one, one, mask, coef=1.0) + step_kl(-1.1 * one, -one, mask, coef=0.1)
@@ -65,7 +67,7 @@ def test_the_gain_is_the_slope_of_the_mean(sampler: str) -> None:
     mean, _ = transition(spec, torch.ones_like(v), v, torch.arange(5))
     mean.sum().backward()
     assert v.grad is not None
-    torch.testing.assert_close(gains(spec, D), v.grad[:, 0].abs())
+    torch.testing.assert_close(gains(spec, noise_levels(5, 2.0, D)), v.grad[:, 0].abs())
 
 
 @pytest.mark.reduction("sage-grpo")

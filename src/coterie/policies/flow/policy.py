@@ -254,6 +254,9 @@ class FlowPolicy:
         if once is not None:
             first, each = once
             return self.velocity(x[first], prompts, groups[first], step[first], spec)[each]
+        return self._velocity(x, prompts, groups, step, spec)
+
+    def _velocity(self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, step: Tensor, spec: Denoising) -> Tensor:
         level = self.levels(spec)[step]
         condition = torch.tensor([p.tokens[0] for p in prompts], device=x.device)[groups]
         v = self.model(x, level, condition).to(self.dtype)
@@ -262,6 +265,41 @@ class FlowPolicy:
         with torch.no_grad():
             free = self.model(x, level, torch.full_like(condition, self.model.unconditional)).to(self.dtype)
         return free + spec.guidance * (v - free)
+
+    @torch.no_grad()
+    def renoised(
+        self, prompts: Sequence[Prompt], groups: Tensor, clean: Tensor, noise: Tensor, at: Tensor, sampling: Sampling
+    ) -> Rollouts:
+        """The table whose decisions are draws of noise on finished samples: at x = (1 - s) x0 + s n the model is to say
+        n - x0. Its log-prob is the negative squared error, so the velocity is as the mean of a Gaussian of variance
+        1/2, without guidance. clean: [B,*shape], noise: [B,K,*shape], at: [B,K], the steps before which s is the level
+
+        In `media` the states are the K noisy ones and the sample.
+        """
+        spec, groups, x0 = replace(_spec(sampling), matching=True), groups.to(self.device), clean.unsqueeze(1)
+        level = self.levels(spec)[at]
+        wide = level.view(*level.shape, *[1] * (clean.dim() - 1))
+        mask = torch.ones_like(at, dtype=torch.bool)
+        columns = {
+            "groups": groups,
+            "mask": mask,
+            "lengths": mask.sum(-1),
+            "truncated": torch.zeros_like(groups, dtype=torch.bool),
+            "logp_old": torch.zeros_like(level),
+            "version": torch.full_like(at, self.version),
+            "prompt_index": torch.tensor([p.index for p in prompts], device=self.device)[groups],
+            "step_std": torch.full_like(level, 0.5**0.5),
+            "step_size": level,
+            "step_gain": torch.ones_like(level),
+        }
+        media = {"states": torch.cat([(1 - wide) * x0 + wide * noise, x0], 1), "target": noise - x0, "at": at}
+        made = Rollouts(list(prompts), dict(columns), replace(sampling, denoising=spec), self.samples(clean), media)
+        row, step = mask.nonzero(as_tuple=True)
+        v, _, std = self._transitions(made, row, step)
+        made.columns["logp_old"] = self._log_prob(made, row, step, v, std).view(level.shape)
+        if spec.keep_means:
+            made.media["mean_old"] = v.view(noise.shape)
+        return made
 
     def table(
         self, prompts: Sequence[Prompt], groups: Tensor, path: Stretch, sampling: Sampling, *, entropy: bool = False
@@ -280,7 +318,7 @@ class FlowPolicy:
             "prompt_index": torch.tensor([p.index for p in prompts], device=self.device)[groups],
             "step_std": path.std,
             "step_size": torch.where(mask, levels[:-1] - levels[1:], 0.0),
-            "step_gain": torch.where(mask, steps.gains(spec, self.dtype).to(self.device), 0.0),
+            "step_gain": torch.where(mask, steps.gains(spec, levels), 0.0),
         }
         if entropy:
             exact = steps.entropy(path.std.clamp_min(1e-30), path.states[0, 0].numel(), spec.reduce)
@@ -306,7 +344,7 @@ class FlowPolicy:
         v, mean, std = self._transitions(rollouts, row, step)
         found = {}
         if "logp" in want:
-            found["logp"] = steps.log_density(rollouts.media["states"][row, step + 1], mean, std, spec.reduce)
+            found["logp"] = self._log_prob(rollouts, row, step, mean, std)
         for name, other in (("kl_ref", "mean_ref"), ("mean_gap", "mean_old")):
             if name in want:
                 found[name] = steps.divergence(mean, rollouts.media[other][row, step], std, spec.reduce)
@@ -329,7 +367,7 @@ class FlowPolicy:
         """
         spec, x = _spec(rollouts.sampling), rollouts.media["states"][row, step + 1]
         after = (step + 1).to(x.device)
-        sigma = steps.noise_levels(spec.steps, spec.shift, x.dtype).to(x.device)[after]
+        sigma = self.levels(spec)[after]
         last = spec.steps - 1  # behind it there is no velocity, and none is needed
         v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], after.clamp_max(last), spec)
         return x - sigma.view(-1, *[1] * (x.dim() - 1)) * v
@@ -353,9 +391,20 @@ class FlowPolicy:
     def _transitions(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Velocity, mean and standard deviation of some steps."""
         spec, x = _spec(rollouts.sampling), rollouts.media["states"][row, step]
+        if spec.matching:
+            at = rollouts.media["at"][row, step]
+            v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], at, replace(spec, guidance=1.0))
+            return v, v, torch.full((len(v),), 0.5**0.5, dtype=v.dtype, device=v.device)
         forked = "parent" in rollouts or spec.shared_noise
         v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], step, spec, forked=forked)
         return (v, *steps.transition(spec, x, v, step, self.levels(spec)))
+
+    def _log_prob(self, rollouts: Rollouts, row: Tensor, step: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Of some decisions, given their means and standard deviations."""
+        spec, media = _spec(rollouts.sampling), rollouts.media
+        if spec.matching:
+            return -steps.reduced((media["target"][row, step] - mean) ** 2, spec.reduce)
+        return steps.log_density(media["states"][row, step + 1], mean, std, spec.reduce)
 
     def sft_loss(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Tensor], seed: int | None = None

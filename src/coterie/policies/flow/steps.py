@@ -54,10 +54,10 @@ def distinct(x: Tensor, step: Tensor, groups: Tensor) -> tuple[Tensor, Tensor] |
     return first, each
 
 
-def gains(spec: Denoising, dtype: torch.dtype) -> Tensor:
-    """By how much each step's mean moves with the velocity: a rule's mean is linear in both. [steps]"""
-    unit = torch.ones(spec.steps, 1, dtype=dtype)
-    mean, _ = transition(spec, torch.zeros_like(unit), unit, torch.arange(spec.steps))
+def gains(spec: Denoising, levels: Tensor) -> Tensor:
+    """By how much each step's mean moves with the velocity: a rule's mean is linear in both. [steps + 1] -> [steps]"""
+    unit = torch.ones_like(levels[1:]).unsqueeze(-1)
+    mean, _ = transition(spec, torch.zeros_like(unit), unit, torch.arange(spec.steps, device=levels.device), levels)
     return mean.squeeze(-1).abs()
 
 
