@@ -88,6 +88,7 @@ NEEDS: dict[str, list[str]] = {
     "branchgrpo": [*DENOISES, *TREE],
     "dynamic-treerpo": [*DENOISES, "rollout.strategy.depth=3", "rollout.strategy.every=1"],
     **dict.fromkeys(("awm", "diffusion-nft", "gdro-flow"), DENOISES),
+    "flowse-grpo": [*DENOISES, *WINDOW, "task={tones: {length: 8, train: 40, held_out: 12}}"],
     "sol-rl": [*DENOISES, "rollout.strategy.candidates=12"],
     "granular-grpo": [*DENOISES, *FORKS, "denoise.steps=4", "rollout.group_size=8"],
     "mixgrpo": [*DENOISES, *WINDOW],

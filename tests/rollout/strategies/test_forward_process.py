@@ -68,7 +68,7 @@ def test_a_decision_is_the_error_at_a_draw_of_noise(policy: FlowPolicy, guidance
     places = made.media["at"]  # five steps in three parts: 0, 1; 1, 2, 3; 3, 4
     assert set(places[:, 0].tolist()) == {0, 1} and set(places[:, 1].tolist()) == {1, 2, 3}
     assert set(places[:, 2].tolist()) == {3, 4}
-    torch.testing.assert_close(level, 1 - places / 5)
+    torch.testing.assert_close(level, 1 - places.to(D) / 5)
     for row, k in ((0, 0), (5, 2)):
         s = float(level[row, k])
         n = target[row, k] + ode[row]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,6 +22,8 @@ from coterie.policies.state import copy_state, trainable
 from coterie.reductions import group_position
 from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
 
+PARTS, ZERO = 1000, 20_000
+"""A number that a model is told is a token: so many a unit, and the one that is 0."""
 PROVIDES = ("logp", "kl_ref", "mean_gap", "best_gap")
 
 
@@ -75,8 +78,12 @@ class FlowPolicy:
         self.version = 0
 
     @classmethod
-    def load(cls, spec: FlowSpec, shape: Sequence[int] = (), classes: Sequence[str] = ()) -> FlowPolicy:
-        """Build a model for samples of `shape` that knows `classes`, or load the folder that the spec names."""
+    def load(
+        cls, spec: FlowSpec, shape: Sequence[int] = (), classes: Sequence[str] = (), told: bool = False
+    ) -> FlowPolicy:
+        """Build a model for samples of `shape` that knows `classes`, or load the folder that the spec names. With
+        `told` prompts are samples to be made better.
+        """
         device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         if spec.name is not None:
             return cls(_from_folder(Path(spec.name)).to(device), spec)
@@ -84,7 +91,7 @@ class FlowPolicy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
             try:
-                model = FlowTransformer(shape, classes, spec.flow)
+                model = FlowTransformer(shape, classes, spec.flow, told)
             except ValueError as error:
                 raise PolicyError(str(error), where="model.flow.patch") from None
         return cls(model.to(device, getattr(torch, spec.dtype)), spec)
@@ -119,7 +126,9 @@ class FlowPolicy:
     # Prompts and samples
 
     def encode(self, prompt: Any) -> tuple[int, ...]:
-        """The class that a prompt names."""
+        """The class that a prompt names; of a model that is told a sample, its numbers in thousandths."""
+        if self.model.told:
+            return self._read(str(prompt))
         if prompt not in self.model.classes:
             raise PolicyError(
                 f"the model knows no class {prompt!r}",
@@ -127,6 +136,29 @@ class FlowPolicy:
                 hint=did_you_mean(str(prompt), self.model.classes),
             )
         return (self.model.classes.index(prompt),)
+
+    def _read(self, prompt: str) -> tuple[int, ...]:
+        """The numbers of a prompt, as tokens from 0 on."""
+        try:
+            numbers = [round(float(n) * PARTS) + ZERO for n in prompt.split()]
+        except ValueError:
+            numbers = []
+        count = math.prod(self.model.shape)
+        if len(numbers) != count or not all(0 <= n <= 2 * ZERO for n in numbers):
+            raise PolicyError(
+                f"a prompt of this model is {count} numbers from {-ZERO / PARTS:g} to {ZERO / PARTS:g} with blanks "
+                f"between, got {prompt[:40]!r}",
+                where="prompt",
+            )
+        return tuple(numbers)
+
+    def _given(self, prompts: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The class, and the sample that it is told, of each of `rows`, which name places in `prompts`."""
+        rows = rows.to(self.device)
+        if not self.model.told:
+            return torch.tensor([p[0] for p in prompts], device=self.device)[rows], None
+        told = (torch.tensor(list(prompts), dtype=self.dtype, device=self.device) - ZERO) / PARTS
+        return torch.zeros_like(rows), told.view(-1, *self.model.shape)[rows]
 
     def encode_completion(self, sample: Any) -> Tensor:
         """A supervised example, as latents."""
@@ -137,7 +169,9 @@ class FlowPolicy:
         return list(states.cpu().numpy())
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The name of a prompt's class, for people."""
+        """The name of a prompt's class, or its numbers, for people."""
+        if self.model.told:
+            return " ".join(f"{(i - ZERO) / PARTS:g}" for i in ids)
         return ", ".join(self.model.classes[i] for i in ids)
 
     def decision_texts(self, rollouts: Rollouts) -> None:
@@ -258,13 +292,18 @@ class FlowPolicy:
 
     def _velocity(self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, step: Tensor, spec: Denoising) -> Tensor:
         level = self.levels(spec)[step]
-        condition = torch.tensor([p.tokens[0] for p in prompts], device=x.device)[groups]
-        v = self.model(x, level, condition).to(self.dtype)
+        condition, told = self._given([p.tokens for p in prompts], groups)
+        v = self._forward(x, level, condition, told)
         if spec.guidance == 1.0:
             return v
         with torch.no_grad():
-            free = self.model(x, level, torch.full_like(condition, self.model.unconditional)).to(self.dtype)
+            nothing = None if told is None else torch.zeros_like(told)
+            free = self._forward(x, level, torch.full_like(condition, self.model.unconditional), nothing)
         return free + spec.guidance * (v - free)
+
+    def _forward(self, x: Tensor, level: Tensor, condition: Tensor, told: Tensor | None) -> Tensor:
+        more = () if told is None else (told,)
+        return self.model(x, level, condition, *more).to(self.dtype)
 
     @torch.no_grad()
     def renoised(
@@ -418,8 +457,12 @@ class FlowPolicy:
         dropped = torch.rand(count, generator=generator) < self.spec.drop_prompt
         sigma = normal.sigmoid().to(self.device)
         wide = sigma.view(-1, *[1] * (clean.dim() - 1))
-        condition = torch.tensor([p[0] for p in prompts]).masked_fill(dropped, self.model.unconditional)
-        v = self.model((1 - wide) * clean + wide * noise, sigma, condition.to(self.device)).to(self.dtype)
+        dropped = dropped.to(self.device)
+        condition, told = self._given(prompts, torch.arange(count))
+        if told is not None:
+            told = told.masked_fill(dropped.view(wide.shape), 0.0)
+        condition = condition.masked_fill(dropped, self.model.unconditional)
+        v = self._forward((1 - wide) * clean + wide * noise, sigma, condition, told)
         return ((v - (noise - clean)) ** 2).mean()
 
     # Weights

@@ -27,8 +27,9 @@ def renoised(
     -mean (v(x, s) - (n - x0))^2, and no step of the path is learned.
 
     The noise levels s are those before steps of the path, one drawn from each of as many equal parts of it; s and n are
-    the rollout's own and the same for policy, sampler and reference. Learning does not depend on how samples are drawn, so rollout.sampler has
-    nothing to say, and guidance is for sampling alone. kl_ref and mean_gap are mean squared distances of velocities.
+    the rollout's own and the same for policy, sampler and reference. Learning does not depend on how samples are drawn,
+    so rollout.sampler has nothing to say, and guidance is for sampling alone. kl_ref and mean_gap are mean squared
+    distances of velocities.
     """
     assert sampling.denoising is not None
     spec = replace(sampling.denoising, stochastic=())
