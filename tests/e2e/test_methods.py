@@ -89,6 +89,8 @@ NEEDS: dict[str, list[str]] = {
     "dynamic-treerpo": [*DENOISES, "rollout.strategy.depth=3", "rollout.strategy.every=1"],
     **dict.fromkeys(("awm", "diffusion-nft", "gdro-flow"), DENOISES),
     "flowse-grpo": [*DENOISES, *WINDOW, "task={tones: {length: 8, train: 40, held_out: 12}}"],
+    "paco-grpo-flow": [*DENOISES, "rewards.weights.right=1"],
+    "pref-grpo-flow": [*DENOISES, f"rewards.pairwise.judge={REWARDS}:nearer"],
     "sol-rl": [*DENOISES, "rollout.strategy.candidates=12"],
     "granular-grpo": [*DENOISES, *FORKS, "denoise.steps=4", "rollout.group_size=8"],
     "mixgrpo": [*DENOISES, *WINDOW],
