@@ -32,7 +32,7 @@ def batch_of(method: str, *overrides: str) -> Rollouts:
 
 @pytest.mark.oracle("pref-grpo-flow")
 def test_win_rates_of_arrays_are_the_oracles() -> None:
-    batch = batch_of("pref-grpo-flow", JUDGE, "rewards.weights.closeness=0")
+    batch = batch_of("pref-grpo-flow", JUDGE)
     for g, prompt in enumerate(batch.prompts):
         rows = (batch["groups"] == g).nonzero().squeeze(-1).tolist()
         points = [batch.texts[i].tolist() for i in rows]
@@ -48,7 +48,7 @@ def test_win_rates_of_arrays_are_the_oracles() -> None:
 
 @pytest.mark.reduction("pref-grpo-flow")
 def test_of_two_one_wins() -> None:
-    batch = batch_of("pref-grpo-flow", JUDGE, "rewards.weights.closeness=0", "rollout.group_size=2")
+    batch = batch_of("pref-grpo-flow", JUDGE, "rollout.group_size=2")
     for g in range(4):
         pair = sorted(batch["rewards"][batch["groups"] == g].tolist())
         assert pair in ([0.0, 1.0], [0.5, 0.5])

@@ -15,7 +15,7 @@ def best_path(
     groups: Tensor,
     mask: Tensor,
     *,
-    coef: float = 0.01,
+    coef: float = 1e-4,
     above: float | None = None,
 ) -> Tensor:
     """coef * |v - v_best|^2 of every decision, a mean over its numbers, added to the loss. [B,T]. Gradient flows
