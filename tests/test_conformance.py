@@ -83,6 +83,7 @@ NOT_EQUIVARIANT: dict[str, str] = {
 }
 # Objectives whose gradient is meant to differ from the slope of their value: "kind/slug" -> what they hold constant.
 NOT_ITS_OWN_SLOPE: dict[str, str] = {
+    "loss/contrastive_match": "the size of the error, by which it is divided",
     "loss/discriminative": "by how much the KL exceeds its bound is the penalty's constant factor",
     "loss/topr": "the taper of bad rollouts",
     "term/entropy_band": "the quantiles between which the band lies",
