@@ -49,6 +49,7 @@ NOT_SHIFT_INVARIANT: dict[str, str] = {
     "baseline/noisy_verifier_forward": "its baseline is a rate of error, not the group",
     "baseline/virtual_max_norm": "it measures rewards against a fixed maximum",
     "baseline/raw_reward": "it takes no mean off",
+    "baseline/value_anchored": "a part of it compares with 0",
 }
 # Baselines that promise an advantage to groups of equal rewards: "kind/slug" -> reason.
 SIGNAL_ON_EQUAL_REWARDS: dict[str, str] = {
@@ -65,6 +66,7 @@ SIGNAL_ON_EQUAL_REWARDS: dict[str, str] = {
     "baseline/noisy_verifier_forward": "a verdict weighs the same in whatever group it stands",
     "baseline/virtual_max_norm": "equal rewards below the maximum are pushed down",
     "baseline/raw_reward": "the reward is its advantage",
+    "baseline/value_anchored": "a part of it compares with 0",
 }
 # Pieces whose output draws random numbers or depends on the order of rows: "kind/slug" -> reason.
 NOT_EQUIVARIANT: dict[str, str] = {
@@ -73,6 +75,7 @@ NOT_EQUIVARIANT: dict[str, str] = {
     "baseline/mixed_value_at_risk": "a bundle is made of prompts that follow each other",
     "filter/process_consistency": "of rollouts that agree equally the first go",
     "shaping/serial_decay": "equal exits come in order of row",
+    "loss/group_ranking": "equal rewards stand in order of row",
     "selection/swap_tempered": "the first rollouts give way to tempered ones",
     "selection/max_variance": "of equal advantages the first or last rows are taken",
     "selection/drop_pivot": "among equal medians the first row is the pivot",
@@ -81,6 +84,7 @@ NOT_EQUIVARIANT: dict[str, str] = {
 }
 # Objectives whose gradient is meant to differ from the slope of their value: "kind/slug" -> what they hold constant.
 NOT_ITS_OWN_SLOPE: dict[str, str] = {
+    "loss/contrastive_match": "the size of the error, by which it is divided",
     "loss/discriminative": "by how much the KL exceeds its bound is the penalty's constant factor",
     "loss/topr": "the taper of bad rollouts",
     "term/entropy_band": "the quantiles between which the band lies",
@@ -91,7 +95,7 @@ PLAIN = {"coef", "eps", "eps_low", "eps_high", "ddof", "gamma"}
 
 ROW_LEVEL = frozenset(n for n, c in COLUMNS.items() if c.shapes != ("scalar",))
 WIDE = frozenset(n for n, c in COLUMNS.items() if "B T" in c.shapes)
-DIFFERENTIABLE = ("logp", "entropy", "kl_ref", "mean_gap", "kl_shown")
+DIFFERENTIABLE = ("logp", "entropy", "kl_ref", "mean_gap", "kl_shown", "best_gap")
 DTYPES = (torch.float64, torch.float32)
 
 

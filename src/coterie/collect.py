@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from coterie.metrics import Collector, merge, record
 from coterie.metrics import collect as gather
 from coterie.offline.recorded import Recorded
 from coterie.policies.causal_lm import CausalLM
+from coterie.policies.flow.policy import FlowPolicy
 from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
 from coterie.rewards.matches import matches
@@ -177,7 +179,7 @@ def complete(
         {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
          "entropy": entropy, "count": len(indices) if count is None else count, "prompt_at": run.prompt, "step": step,
          "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task),
-         "verify": run.task.verify, "script": run.task.script},
+         "verify": run.task.verify, "script": run.task.script, "grade": partial(_grade, run)},
         step,
     )  # fmt: skip
 
@@ -212,6 +214,8 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, fi
         for outcome in ("error", "timeout", "none"):
             count = sum(c.get(outcome, 0) for c in scores.outcomes.values())
             run.metrics[f"reward/{outcome}s"] = run.metrics.get(f"reward/{outcome}s", 0.0) + count
+        if "preview_rewards" in wanted(run.recipe, "score"):
+            new["preview_rewards"] = _preview_rewards(run, rollouts, new["rewards"])
         if "answers" in wanted(run.recipe, "score"):
             new["answers"] = _answers(run, rollouts)
         if "answer_mask" in wanted(run.recipe, "score"):
@@ -249,6 +253,34 @@ def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: 
     if decided:
         record("pairwise/first_share", held.verdicts["first"] / decided)
     return held.rewards
+
+
+def _grade(run: Run, rows: Sequence[Any], samples: Sequence[Any]) -> Tensor:
+    """What the reward functions make of samples that are no rollouts, one a row of the task; NaN for nothing. [N]"""
+    scores = run.rewards.score([r.get("prompt") for r in rows], samples, rows, [[] for _ in rows])
+    run.notes += scores.errors
+    components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
+    return _combine(components, run.reward_weights)
+
+
+def _preview_rewards(run: Run, rollouts: Rollouts, rewards: Tensor) -> Tensor:
+    """The reward of what each decision foresees, and of the sample after the last; 0 where masked. [B,T]
+
+    Where no function has a value for one of them, that reward is the sample's own.
+    """
+    mask = rollouts["mask"].cpu()
+    own = rewards.unsqueeze(-1).expand(mask.shape)
+    last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
+    earlier = mask & ~last
+    out = torch.where(last, own, 0.0)
+    if not bool(earlier.any()):
+        return out
+    row, place = earlier.nonzero(as_tuple=True)
+    asked = [rollouts.prompts[g].row for g in rollouts["groups"].cpu()[row].tolist()]
+    policy = cast(FlowPolicy, run.policy)
+    foreseen = policy.samples(policy.previews(rollouts, row, place))
+    value = _grade(run, asked, foreseen)
+    return out.masked_scatter(earlier, torch.where(value.isnan(), own[earlier], value))
 
 
 def _completion_ids(rollouts: Rollouts) -> list[list[int]]:

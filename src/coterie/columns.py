@@ -39,6 +39,7 @@ answer_mask  | B T    | score       | bool  | decisions that spell the final ans
 matched      | B T    | score       | bool  | decisions whose text is in a match of the pattern that the piece names
 answers      | B      | score       | int   | number of the final answer: equal in a group iff the answers read alike
 token_rewards| B T    | score       | float | reward of each decision: the scalar one on the last, plus dense terms
+preview_rewards| B T  | score       | float | reward of the sample that each decision foresees; on the last, its own
 mask         | B T    | roll out    | bool  | decisions the policy took (not prompt, padding or tool output)
 lengths      | B      | roll out    | int   | number of decisions of each rollout, mask.sum(-1)
 truncated    | B      | roll out    | bool  | stopped by the budget, not by itself
@@ -49,6 +50,7 @@ version      | B T    | roll out    | int   | version of the weights that took t
 step_std     | B T    | roll out    | float | standard deviation of a denoising step's noise
 step_size    | B T    | roll out    | float | by how much the noise level falls in a denoising step
 schedules    | B T    | roll out    | bool  | decision on how to decode, not on a token
+step_gain    | B T    | roll out    | float | how far a denoising step's mean moves with the velocity, a factor
 pass_index   | B T    | roll out    | int   | forward pass of the rollout in which the decision was taken, from 0
 passes       | B      | roll out    | int   | forward passes that the rollout took
 logp         | B T    | policy      | float | current log-prob; carries gradient in the update
@@ -58,6 +60,7 @@ spread       | B T    | policy      | float | how much the distributions of the 
 influence    | B T    | policy      | float | by how much a step on this decision raises the group's correct rollouts
 kl_ref       | B T    | policy      | float | exact KL from the reference's decision to ours; carries gradient
 mean_gap     | B T    | policy      | float | exact KL from the decision as it was taken to ours; carries gradient
+best_gap     | B T    | policy      | float | squared distance to the velocity on the group's best path; has gradient
 logp_min_p   | B T    | policy      | float | log-prob before the update without unlikely tokens; -inf where this is one
 logp_tempered| B T    | policy      | float | log-prob before the update at another temperature
 hidden_square| B T    | policy      | float | squared norm of what the output layer reads, over the temperature

@@ -37,6 +37,10 @@ class Denoising:
     stochastic: tuple[int, ...] | None = None
     keep_means: bool = False
     """Whether the means of the steps are kept, for `mean_gap`."""
+    noise_scale: tuple[float, ...] | None = None
+    """Factor on the sampler's noise in each step, None for 1."""
+    matching: bool = False
+    """Whether decisions are no steps but draws of noise on the finished sample, at which the velocity is matched."""
 
 
 @dataclass(frozen=True)

@@ -423,13 +423,19 @@ def optimizer_at(recipe: Recipe, parameters: Sequence[torch.Tensor], step: int) 
 def load_policy(recipe: Recipe, task: Task, checkpoint: Path | None = None) -> Policy:
     """The policy that the recipe names, of the kind that the task asks for."""
     kind = kinds.kind_of(recipe, task)
+    if kind is DiffusersPolicy and task.latent is not None and task.latent.told:
+        raise RecipeError(
+            f"task '{task.name}' tells the model a sample, and a pipeline is told a text",
+            hint="model='{flow: {layers: 3}}' makes a small one",
+        )
     if kind is DiffusersPolicy:
         return DiffusersPolicy.load(diffusers_spec(recipe, checkpoint))
     if kind is MaskedDiffusion:
         return MaskedDiffusion.load(model_spec(recipe, task, checkpoint, MaskedDiffusionSpec), recipe.settings)
     if task.latent is None:
         return CausalLM.load(model_spec(recipe, task, checkpoint, ModelSpec))
-    return FlowPolicy.load(flow_spec(recipe, checkpoint), task.latent.shape, task.latent.classes)
+    latent = task.latent
+    return FlowPolicy.load(flow_spec(recipe, checkpoint), latent.shape, latent.classes, latent.told)
 
 
 def flow_spec(recipe: Recipe, checkpoint: Path | None = None) -> FlowSpec:

@@ -16,7 +16,7 @@ from coterie.clock import Clock
 from coterie.columns import BEFORE, CURVATURE, GROUPWISE, SHOWN, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RecipeError, RunError
 from coterie.metrics import Collector, collect
-from coterie.policies.base import Estimating
+from coterie.policies.base import Estimating, Gaussian
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.reference import Reference
 from coterie.rollouts import Rollouts
@@ -403,6 +403,9 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     if "kl_ref" in wanted(run.recipe, "policy", slots) and "mean_ref" not in rollouts.media:
         with clock.phase("reference"):
             rollouts = _with_reference_means(run, rollouts)
+    if "best_gap" in wanted(run.recipe, "policy", slots) and "velocity_best" not in rollouts.media:
+        with clock.phase("reference"):
+            rollouts = _with_best_velocities(run, rollouts)
     frozen = wanted(run.recipe, "reference", slots) | wanted(run.recipe, "teacher", slots)
     missing = {c for c in frozen if c not in rollouts}
     if slots != "objective":
@@ -428,6 +431,14 @@ def _with_reference_means(run: Run, rollouts: Rollouts) -> Rollouts:
     for rows in _own_microbatches(run, rollouts, run.settings.update.tokens_per_microbatch):
         means[rows] = run.reference().means(rollouts.rows(rows))
     return replace(rollouts, media={**rollouts.media, "mean_ref": run.workers.sum(means)})
+
+
+def _with_best_velocities(run: Run, rollouts: Rollouts) -> Rollouts:
+    """The rollouts with the velocity on the best path of their group beside the states of their decisions."""
+    found = torch.zeros_like(rollouts.media["states"][:, 1:])
+    for rows in _own_microbatches(run, rollouts, run.settings.update.tokens_per_microbatch, True):
+        found[rows] = cast(Gaussian, run.policy).best_velocities(rollouts.rows(rows))
+    return replace(rollouts, media={**rollouts.media, "velocity_best": run.workers.sum(found)})
 
 
 def score_live(

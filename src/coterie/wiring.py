@@ -89,6 +89,21 @@ def check(
             f"rollout.group_size is {recipe.settings.rollout.group_size}",
             hint="rollout.group_size=8",
         )
+    if strategy.slug in ("renoised", "explored"):  # their decisions stand in no order
+        for slot, bound in recipe.all_bound():
+            if {"preview_rewards", "best_gap"} & {*bound.piece.required}:
+                raise RecipeError(
+                    f"{slot}={bound.piece.slug} follows the steps of a path, and the decisions of "
+                    f"rollout.strategy={strategy.slug} are draws of noise on finished samples",
+                    hint="rollout.strategy=plain",
+                )
+    readers = _readers(recipe, "preview_rewards")
+    if readers and recipe.judge is not None:
+        raise RecipeError(
+            f"{readers[0][0]}={readers[0][1].piece.slug} rewards what single steps foresee, and a judge compares "
+            "finished samples",
+            hint="a reward function in place of rewards.pairwise",
+        )
     _check_pieces(recipe, recipe.settings.rollout.group_size, "rollout.group_size is")
 
 

@@ -64,3 +64,12 @@ def start(completions: list[str], **columns: Any) -> list[float | None]:
 def end(completions: list[str], **columns: Any) -> list[float | None]:
     """A stand-in for its end: as far behind the start as the completion is long."""
     return [float(c[0]) + len(c) if c[:1].isdigit() else None for c in completions]
+
+
+def nearer(prompts: list, first: list, second: list, target: list[list[float]]) -> list[tuple[float, float]]:
+    """A judge of pairs of points: how near each is to where it should be, to a tenth."""
+
+    def near(point: list, place: list[float]) -> float:
+        return -round(sum((a - b) ** 2 for a, b in zip(point, place, strict=True)) ** 0.5, 1)
+
+    return [(near(a, t), near(b, t)) for a, b, t in zip(first, second, target, strict=True)]

@@ -32,7 +32,7 @@ REWARDS = Path(__file__).with_name("rewards.py")
 TESTS = ("positions", "brevity")
 JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise_judge.py'}:closer"
 EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
-DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard")
+DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard", "sage-grpo", "vgpo")
 WORLD = [f"task={Path(__file__).with_name('walk.py')}:walk", "rollout.max_tokens=24"]
 DILEMMA = ["task=dilemma", "rollout.max_tokens=24"]
 WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt", "ui-s1", "agent-gym-rl")
@@ -89,6 +89,12 @@ NEEDS: dict[str, list[str]] = {
     "spine": [*EASY, "selection.weights.top_decisions.share=0.5"],
     "lp-reg": ["objective.trust_region.lp_reg.share=0.5"],
     "branchgrpo": [*DENOISES, *TREE],
+    "dynamic-treerpo": [*DENOISES, "rollout.strategy.depth=3", "rollout.strategy.every=1"],
+    **dict.fromkeys(("awm", "diffusion-nft", "gdro-flow"), DENOISES),
+    "flowse-grpo": [*DENOISES, *WINDOW, "task={tones: {length: 8, train: 40, held_out: 12}}"],
+    "paco-grpo-flow": [*DENOISES, "rewards.weights.right=1"],
+    "pref-grpo-flow": [*DENOISES, f"rewards.pairwise.judge={REWARDS}:nearer"],
+    "sol-rl": [*DENOISES, "rollout.strategy.candidates=12"],
     "granular-grpo": [*DENOISES, *FORKS, "denoise.steps=4", "rollout.group_size=8"],
     "mixgrpo": [*DENOISES, *WINDOW],
     "tempflow-grpo": [*DENOISES, *FORKS],

@@ -26,6 +26,8 @@ EACH_LARGE, SHOWN_LARGE = 2, 4
 """The same of pictures that a pipeline draws: these take time."""
 PROMPTS, NARROW, CANVASES = 10, 8, 4
 """Prompts whose canvases are shown, and how many of each; one where a canvas has more than so many places."""
+SIGNALS = 4
+"""Signals shown, where prompts are such."""
 WRONG = "#c92a2a"
 
 
@@ -45,6 +47,8 @@ def draw(run: Run, path: Path) -> None:
 
 
 def _samples(run: Run, latent: Latent) -> Any:
+    if latent.told:
+        return _signals(run)
     source, large = run.task.held_out or run.task.train, latent == PICTURES
     by_class = {row["prompt"]: row for row in (source[i] for i in range(len(source)))}
     names = list(by_class)[:SHOWN_LARGE] if large else [name for name in latent.classes if name in by_class][:SHOWN]
@@ -53,6 +57,27 @@ def _samples(run: Run, latent: Latent) -> Any:
     made = complete(run.policy, rows, held_out(run.settings, run.task), each, run.settings.seed, "picture")
     right = verdicts(run.task, made).tolist() if run.task.judges else [True] * len(made)
     return _grid(made, right, latent, each) if large or len(latent.shape) == 2 else _plot(made, latent)
+
+
+def _signals(run: Run) -> Any:
+    """What was told and two samples of it, each beside the reference."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [run.task.held_out[i] for i in range(min(SIGNALS, len(run.task.held_out)))]
+    made = complete(run.policy, rows, held_out(run.settings, run.task), 2, run.settings.seed, "picture")
+    figure = Figure(figsize=(7, 1.3 * len(rows) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, axes in enumerate(figure.subplots(len(rows), 3, sharex=True, sharey=True, squeeze=False).flat):
+        i, column = divmod(place, 3)
+        told = [float(n) for n in run.policy.decode(made.prompts[i].tokens).split()]
+        axes.plot(told if column == 0 else np.ravel(made.texts[2 * i + column - 1]), color=COLOURS[0], linewidth=1.2)
+        if run.task.reference is not None:
+            axes.plot(np.ravel(run.task.reference(rows[i])), color="0.6", linewidth=0.8)
+        if i == 0:
+            axes.set_title(("told", "sample 1", "sample 2")[column], fontsize=9)
+        axes.tick_params(labelsize=7)
+    return figure
 
 
 def _canvases(run: Run) -> Any:

@@ -85,6 +85,9 @@ class Gaussian(Policy, Protocol):
     def means(self, rollouts: Rollouts) -> Tensor:
         """Mean of each decision, 0 elsewhere. [B,T,...]"""
 
+    def best_velocities(self, rollouts: Rollouts) -> Tensor:
+        """What `best_gap` of each decision is measured from, 0 elsewhere. [B,T,...]"""
+
 
 class Estimating(Policy, Protocol):
     """A policy whose log-probs may be estimates over drawn noise, not those captured while sampling."""

@@ -45,8 +45,11 @@ class CausalLM(TransformersPolicy):
 
     decisions = "tokens"
     lacks = {
+        "preview_rewards": "a token foresees no whole sample",
         "step_std": "tokens are drawn without Gaussian noise",
         "step_size": "tokens have no noise level",
+        "step_gain": "tokens have no velocity",
+        "best_gap": "tokens have no velocity",
         "kl_ref": "the term kl estimates it for tokens",
         "mean_gap": "tokens have no mean",
     }

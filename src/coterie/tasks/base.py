@@ -22,6 +22,8 @@ class Latent:
     low: float = -1.0
     high: float = 1.0
     """The values that are drawn black and white, where samples are pictures."""
+    told: bool = False
+    """Whether a prompt is a sample that is to be made better: its numbers as text, with blanks between."""
 
 
 PICTURES = Latent((), (), low=0.0)

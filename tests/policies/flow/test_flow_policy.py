@@ -164,7 +164,7 @@ def test_divergence_from_where_it_was_and_from_the_reference() -> None:
 class Exact(nn.Module):
     """The velocity of data N(1, .5^2) in each of two numbers."""
 
-    shape, classes, unconditional = (2,), ("a",), 1
+    shape, classes, unconditional, told = (2,), ("a",), 1, False
 
     def __init__(self) -> None:
         super().__init__()

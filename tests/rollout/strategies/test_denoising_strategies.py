@@ -209,3 +209,48 @@ def test_the_spec_that_is_recorded_scores_them_all(policy: FlowPolicy) -> None:
     ]
     both = Rollouts.concat([p.rows(torch.arange(3, 12)) for p in parts])
     assert_scored_as_sampled(policy, both)
+
+
+def rows_run(policy: FlowPolicy, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many states each call of the model gets, from now on."""
+    seen: list[int] = []
+    forward = type(policy.model).forward
+    monkeypatch.setattr(type(policy.model), "forward", lambda *a: (seen.append(len(a[1])), forward(*a))[1])
+    return seen
+
+
+def test_what_paths_share_is_run_through_the_model_once(policy: FlowPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of one tree of 8 leaves by how many nodes they start from, in sampling and in scoring each edge."""
+    seen = rows_run(policy, monkeypatch)
+    made = noise_tree(policy, PROMPTS[:1], SEEDS[:1], spec_of(), False, splits=(0, 1, 3))
+    assert sum(seen) == 1 + 2 + 4 + 4 + 8
+    edges = made.with_columns(mask=made["mask"] & (torch.arange(5) >= made["branch"].unsqueeze(-1)))
+    seen.clear()
+    once = policy.score(edges)["logp"]
+    assert seen == [1 + 2 + 4 + 4 + 8]
+    torch.testing.assert_close(once[edges["mask"]], made["logp_old"][edges["mask"]], rtol=1e-9, atol=1e-9)
+    gradients = []
+    for rollouts in (edges, Rollouts(edges.prompts, {n: v for n, v in edges.columns.items() if n != "parent"},
+                                     edges.sampling, edges.texts, edges.media)):  # fmt: skip
+        policy.model.zero_grad()
+        (policy.score(rollouts)["logp"] * torch.arange(5)).sum().backward()
+        gradients.append([p.grad.clone() for p in policy.trainable_parameters() if p.grad is not None])
+    assert sum(seen) == 19 + 19 + 2 + 4 + 4 + 8 + 8
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+    policy.model.zero_grad(set_to_none=True)
+
+
+def test_forks_of_a_step_and_starts_that_are_shared_are_run_once(
+    policy: FlowPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = rows_run(policy, monkeypatch)
+    single_noise(policy, PROMPTS[:1], SEEDS[:1], spec_of(), False, steps=(0, 2))
+    path = 5 * [1]
+    assert seen == [*path, 1, *4 * [4], 1, *2 * [4]]
+    seen.clear()
+    made = plain(policy, PROMPTS[:1], SEEDS[:1], spec_of(shared_noise=True), False)
+    assert seen == [1, *4 * [8]]
+    seen.clear()
+    torch.testing.assert_close(policy.score(made)["logp"].detach(), made["logp_old"], rtol=1e-9, atol=1e-9)
+    assert seen == [33]

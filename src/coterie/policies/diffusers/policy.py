@@ -165,7 +165,7 @@ class DiffusersPolicy(FlowPolicy):
         drawn[:, 0] /= self._grid(spec).scales[0]  # a pipeline starts from standard normal numbers
         return drawn
 
-    def velocity(self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, step: Tensor, spec: Denoising) -> Tensor:
+    def _velocity(self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, step: Tensor, spec: Denoising) -> Tensor:
         grid, wide = self._grid(spec), (-1, *[1] * (x.dim() - 1))
         at = grid.levels[step].view(wide), grid.times[step], grid.scales[step].view(wide)
         used, rows = torch.unique(groups.cpu(), return_inverse=True)

@@ -21,14 +21,15 @@ FREQUENCIES = 16
 class FlowTransformer(nn.Module):
     """Predicts the velocity v = n - x0 of a sample [N,*shape] at noise level [N], given a class [N].
 
-    `classes` are the prompts it knows, by name; the class after the last is "no prompt".
+    `classes` are the prompts it knows, by name; the class after the last is "no prompt". With `told` it also reads a
+    sample that it is to make better, beside the state: 0 everywhere is none.
     """
 
-    def __init__(self, shape: Sequence[int], classes: Sequence[str], size: FlowShape) -> None:
+    def __init__(self, shape: Sequence[int], classes: Sequence[str], size: FlowShape, told: bool = False) -> None:
         super().__init__()
-        self.shape, self.classes, self.size = tuple(shape), tuple(classes), size
+        self.shape, self.classes, self.size, self.told = tuple(shape), tuple(classes), size, told
         positions, numbers = _patches(self.shape, size.patch)
-        self.enter = nn.Linear(numbers, size.width)
+        self.enter = nn.Linear(numbers * (2 if told else 1), size.width)
         self.position = nn.Parameter(torch.randn(positions, size.width) * 0.02)
         self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, size.width), nn.SiLU(), nn.Linear(size.width, size.width))
         self.prompt = nn.Embedding(len(self.classes) + 1, size.width)
@@ -44,11 +45,12 @@ class FlowTransformer(nn.Module):
         """The class that stands for no prompt."""
         return len(self.classes)
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        """x [N,*shape], sigma [N], condition [N] int -> velocity [N,*shape]"""
+    def forward(self, x: Tensor, sigma: Tensor, condition: Tensor, told: Tensor | None = None) -> Tensor:
+        """x [N,*shape], sigma [N], condition [N] int, told [N,*shape] -> velocity [N,*shape]"""
         level = self.level(_waves(sigma, FREQUENCIES).to(self.enter.weight.dtype))
         given = nn.functional.silu(level + self.prompt(condition))
-        hidden = self.enter(_cut(x.to(self.enter.weight.dtype), self.size.patch)) + self.position
+        parts = [_cut(part.to(self.enter.weight.dtype), self.size.patch) for part in (x, told) if part is not None]
+        hidden = self.enter(torch.cat(parts, -1)) + self.position
         for block in self.blocks:
             hidden = block(hidden, given)
         hidden = _modulate(_plain_norm(hidden), *self.scale(given).unsqueeze(1).chunk(2, -1))
@@ -57,7 +59,13 @@ class FlowTransformer(nn.Module):
     def save(self, folder: str | Path) -> None:
         from safetensors.torch import save_file
 
-        config = {"type": TYPE, "shape": self.shape, "classes": self.classes, **self.size.model_dump()}
+        config = {
+            "type": TYPE,
+            "shape": self.shape,
+            "classes": self.classes,
+            "told": self.told,
+            **self.size.model_dump(),
+        }
         (Path(folder) / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         save_file({n: p.detach().contiguous() for n, p in self.state_dict().items()}, Path(folder) / WEIGHTS)
 
@@ -67,7 +75,7 @@ class FlowTransformer(nn.Module):
         from safetensors.torch import load_file
 
         size = FlowShape.model_validate({k: v for k, v in config.items() if k in FlowShape.model_fields})
-        model = cls(config["shape"], config["classes"], size)
+        model = cls(config["shape"], config["classes"], size, config.get("told", False))
         weights = load_file(Path(folder) / WEIGHTS)
         dtype = next(iter(weights.values())).dtype
         model.to(dtype).load_state_dict(weights)

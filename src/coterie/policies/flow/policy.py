@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,9 +19,12 @@ from coterie.policies.flow import steps
 from coterie.policies.flow.model import CONFIG, TYPE, FlowTransformer
 from coterie.policies.flow.spec import FlowSpec
 from coterie.policies.state import copy_state, trainable
+from coterie.reductions import group_position
 from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
 
-PROVIDES = ("logp", "kl_ref", "mean_gap")
+PARTS, ZERO = 1000, 20_000
+"""A number that a model is told is a token: so many a unit, and the one that is 0."""
+PROVIDES = ("logp", "kl_ref", "mean_gap", "best_gap")
 
 
 @dataclass
@@ -74,8 +78,12 @@ class FlowPolicy:
         self.version = 0
 
     @classmethod
-    def load(cls, spec: FlowSpec, shape: Sequence[int] = (), classes: Sequence[str] = ()) -> FlowPolicy:
-        """Build a model for samples of `shape` that knows `classes`, or load the folder that the spec names."""
+    def load(
+        cls, spec: FlowSpec, shape: Sequence[int] = (), classes: Sequence[str] = (), told: bool = False
+    ) -> FlowPolicy:
+        """Build a model for samples of `shape` that knows `classes`, or load the folder that the spec names. With
+        `told` prompts are samples to be made better.
+        """
         device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
         if spec.name is not None:
             return cls(_from_folder(Path(spec.name)).to(device), spec)
@@ -83,7 +91,7 @@ class FlowPolicy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed)
             try:
-                model = FlowTransformer(shape, classes, spec.flow)
+                model = FlowTransformer(shape, classes, spec.flow, told)
             except ValueError as error:
                 raise PolicyError(str(error), where="model.flow.patch") from None
         return cls(model.to(device, getattr(torch, spec.dtype)), spec)
@@ -118,7 +126,9 @@ class FlowPolicy:
     # Prompts and samples
 
     def encode(self, prompt: Any) -> tuple[int, ...]:
-        """The class that a prompt names."""
+        """The class that a prompt names; of a model that is told a sample, its numbers in thousandths."""
+        if self.model.told:
+            return self._read(str(prompt))
         if prompt not in self.model.classes:
             raise PolicyError(
                 f"the model knows no class {prompt!r}",
@@ -126,6 +136,29 @@ class FlowPolicy:
                 hint=did_you_mean(str(prompt), self.model.classes),
             )
         return (self.model.classes.index(prompt),)
+
+    def _read(self, prompt: str) -> tuple[int, ...]:
+        """The numbers of a prompt, as tokens from 0 on."""
+        try:
+            numbers = [round(float(n) * PARTS) + ZERO for n in prompt.split()]
+        except ValueError:
+            numbers = []
+        count = math.prod(self.model.shape)
+        if len(numbers) != count or not all(0 <= n <= 2 * ZERO for n in numbers):
+            raise PolicyError(
+                f"a prompt of this model is {count} numbers from {-ZERO / PARTS:g} to {ZERO / PARTS:g} with blanks "
+                f"between, got {prompt[:40]!r}",
+                where="prompt",
+            )
+        return tuple(numbers)
+
+    def _given(self, prompts: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The class, and the sample that it is told, of each of `rows`, which name places in `prompts`."""
+        rows = rows.to(self.device)
+        if not self.model.told:
+            return torch.tensor([p[0] for p in prompts], device=self.device)[rows], None
+        told = (torch.tensor(list(prompts), dtype=self.dtype, device=self.device) - ZERO) / PARTS
+        return torch.zeros_like(rows), told.view(-1, *self.model.shape)[rows]
 
     def encode_completion(self, sample: Any) -> Tensor:
         """A supervised example, as latents."""
@@ -136,7 +169,9 @@ class FlowPolicy:
         return list(states.cpu().numpy())
 
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-        """The name of a prompt's class, for people."""
+        """The name of a prompt's class, or its numbers, for people."""
+        if self.model.told:
+            return " ".join(f"{(i - ZERO) / PARTS:g}" for i in ids)
         return ", ".join(self.model.classes[i] for i in ids)
 
     def decision_texts(self, rollouts: Rollouts) -> None:
@@ -168,7 +203,7 @@ class FlowPolicy:
         spec = _spec(sampling)
         groups = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(s) for s in seeds]))
         noise = self.noise(seeds, spec)
-        path = self.denoise(noise[:, 0], prompts, groups, spec, noise=noise[:, 1:])
+        path = self.denoise(noise[:, 0], prompts, groups, spec, noise=noise[:, 1:], forked=spec.shared_noise)
         return self.table(prompts, groups, path, sampling, entropy=entropy)
 
     def noise(self, seeds: Sequence[Sequence[int]], spec: Denoising) -> Tensor:
@@ -199,13 +234,16 @@ class FlowPolicy:
         noise: Tensor,
         first: int = 0,
         last: int | None = None,
+        forked: bool = False,
     ) -> Stretch:
-        """Take steps first <= s < last from states x [N,*shape]. noise: [N,last-first,*shape], a draw for each step."""
+        """Take steps first <= s < last from states x [N,*shape]. noise: [N,last-first,*shape], a draw for each step.
+        `forked`: some of the states x are equal.
+        """
         last = spec.steps if last is None else last
         levels, states, logps, stds, means = self.levels(spec), [x], [], [], []
         for s in range(first, last):
             step = torch.full((len(x),), s, device=x.device)
-            v = self.velocity(x, prompts, groups, step, spec)
+            v = self.velocity(x, prompts, groups, step, spec, forked=forked and s == first)
             mean, std = steps.transition(spec if draws_noise(spec, s) else without_noise(spec), x, v, step, levels)
             if bool((std > 0).all()):
                 x = mean + std.view(-1, *[1] * (x.dim() - 1)) * noise[:, s - first]
@@ -232,18 +270,75 @@ class FlowPolicy:
             x = x + self.velocity(x, prompts, groups, step, spec) * (levels[after] - levels[at])
         return torch.stack([*states, x], 1)
 
-    def velocity(self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, step: Tensor, spec: Denoising) -> Tensor:
+    def velocity(
+        self,
+        x: Tensor,
+        prompts: Sequence[Prompt],
+        groups: Tensor,
+        step: Tensor,
+        spec: Denoising,
+        *,
+        forked: bool = False,
+    ) -> Tensor:
         """The velocity at states [N,*shape] before steps [N], guided as the spec says. With gradient through the
-        conditional prediction alone.
+        conditional prediction alone. `forked`: some states may be equal, and are run through the model once.
         """
+        groups = groups.to(x.device)
+        once = steps.distinct(x, step, groups) if forked else None
+        if once is not None:
+            first, each = once
+            return self.velocity(x[first], prompts, groups[first], step[first], spec)[each]
+        return self._velocity(x, prompts, groups, step, spec)
+
+    def _velocity(self, x: Tensor, prompts: Sequence[Prompt], groups: Tensor, step: Tensor, spec: Denoising) -> Tensor:
         level = self.levels(spec)[step]
-        condition = torch.tensor([p.tokens[0] for p in prompts], device=x.device)[groups.to(x.device)]
-        v = self.model(x, level, condition).to(self.dtype)
+        condition, told = self._given([p.tokens for p in prompts], groups)
+        v = self._forward(x, level, condition, told)
         if spec.guidance == 1.0:
             return v
         with torch.no_grad():
-            free = self.model(x, level, torch.full_like(condition, self.model.unconditional)).to(self.dtype)
+            nothing = None if told is None else torch.zeros_like(told)
+            free = self._forward(x, level, torch.full_like(condition, self.model.unconditional), nothing)
         return free + spec.guidance * (v - free)
+
+    def _forward(self, x: Tensor, level: Tensor, condition: Tensor, told: Tensor | None) -> Tensor:
+        more = () if told is None else (told,)
+        return self.model(x, level, condition, *more).to(self.dtype)
+
+    @torch.no_grad()
+    def renoised(
+        self, prompts: Sequence[Prompt], groups: Tensor, clean: Tensor, noise: Tensor, at: Tensor, sampling: Sampling
+    ) -> Rollouts:
+        """The table whose decisions are draws of noise on finished samples: at x = (1 - s) x0 + s n the model is to say
+        n - x0. Its log-prob is the negative squared error, so the velocity is as the mean of a Gaussian of variance
+        1/2, without guidance. clean: [B,*shape], noise: [B,K,*shape], at: [B,K], the steps before which s is the level
+
+        In `media` the states are the K noisy ones and the sample.
+        """
+        spec, groups, x0 = replace(_spec(sampling), matching=True), groups.to(self.device), clean.unsqueeze(1)
+        level = self.levels(spec)[at]
+        wide = level.view(*level.shape, *[1] * (clean.dim() - 1))
+        mask = torch.ones_like(at, dtype=torch.bool)
+        columns = {
+            "groups": groups,
+            "mask": mask,
+            "lengths": mask.sum(-1),
+            "truncated": torch.zeros_like(groups, dtype=torch.bool),
+            "logp_old": torch.zeros_like(level),
+            "version": torch.full_like(at, self.version),
+            "prompt_index": torch.tensor([p.index for p in prompts], device=self.device)[groups],
+            "step_std": torch.full_like(level, 0.5**0.5),
+            "step_size": level,
+            "step_gain": torch.ones_like(level),
+        }
+        media = {"states": torch.cat([(1 - wide) * x0 + wide * noise, x0], 1), "target": noise - x0, "at": at}
+        made = Rollouts(list(prompts), dict(columns), replace(sampling, denoising=spec), self.samples(clean), media)
+        row, step = mask.nonzero(as_tuple=True)
+        v, _, std = self._transitions(made, row, step)
+        made.columns["logp_old"] = self._log_prob(made, row, step, v, std).view(level.shape)
+        if spec.keep_means:
+            made.media["mean_old"] = v.view(noise.shape)
+        return made
 
     def table(
         self, prompts: Sequence[Prompt], groups: Tensor, path: Stretch, sampling: Sampling, *, entropy: bool = False
@@ -262,6 +357,7 @@ class FlowPolicy:
             "prompt_index": torch.tensor([p.index for p in prompts], device=self.device)[groups],
             "step_std": path.std,
             "step_size": torch.where(mask, levels[:-1] - levels[1:], 0.0),
+            "step_gain": torch.where(mask, steps.gains(spec, levels), 0.0),
         }
         if entropy:
             exact = steps.entropy(path.std.clamp_min(1e-30), path.states[0, 0].numel(), spec.reduce)
@@ -272,10 +368,10 @@ class FlowPolicy:
     # Scoring
 
     def score(self, rollouts: Rollouts, want: Collection[str] = ("logp",)) -> dict[str, Tensor]:
-        """{"logp", "kl_ref", "mean_gap"} [B,T] as wanted, of the decisions under the mask; 0 elsewhere.
+        """{"logp", "kl_ref", "mean_gap", "best_gap"} [B,T] as wanted, of the decisions under the mask; 0 elsewhere.
 
         Differentiable when gradients are on; the stored states take none. All decisions in one forward pass: the caller
-        micro-batches. `kl_ref` needs `mean_ref` in media, and `mean_gap` needs `mean_old`.
+        micro-batches. `kl_ref` needs `mean_ref` in media, `mean_gap` `mean_old`, and `best_gap` `velocity_best`.
         """
         unknown = set(want) - set(PROVIDES)
         if unknown:
@@ -284,27 +380,70 @@ class FlowPolicy:
             )
         spec, mask = _spec(rollouts.sampling), rollouts["mask"]
         row, step = mask.nonzero(as_tuple=True)
-        mean, std = self._transitions(rollouts, row, step)
+        v, mean, std = self._transitions(rollouts, row, step)
         found = {}
         if "logp" in want:
-            found["logp"] = steps.log_density(rollouts.media["states"][row, step + 1], mean, std, spec.reduce)
+            found["logp"] = self._log_prob(rollouts, row, step, mean, std)
         for name, other in (("kl_ref", "mean_ref"), ("mean_gap", "mean_old")):
             if name in want:
                 found[name] = steps.divergence(mean, rollouts.media[other][row, step], std, spec.reduce)
+        if "best_gap" in want:
+            found["best_gap"] = steps.reduced((v - rollouts.media["velocity_best"][row, step]) ** 2, "mean")
         return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
 
     def means(self, rollouts: Rollouts) -> Tensor:
         """Mean of the state after each decision, 0 elsewhere. [B,steps,*shape]"""
         row, step = rollouts["mask"].nonzero(as_tuple=True)
-        mean, _ = self._transitions(rollouts, row, step)
+        _, mean, _ = self._transitions(rollouts, row, step)
         out = torch.zeros_like(rollouts.media["states"][:, 1:])
         out[row, step] = mean.detach()
         return out
 
-    def _transitions(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def previews(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> Tensor:
+        """The samples foreseen after some steps, each given by its row and its number: what the state becomes if its
+        velocity stays to the end. [N,*shape]
+        """
+        spec, x = _spec(rollouts.sampling), rollouts.media["states"][row, step + 1]
+        after = (step + 1).to(x.device)
+        sigma = self.levels(spec)[after]
+        last = spec.steps - 1  # behind it there is no velocity, and none is needed
+        v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], after.clamp_max(last), spec)
+        return x - sigma.view(-1, *[1] * (x.dim() - 1)) * v
+
+    @torch.no_grad()
+    def best_velocities(self, rollouts: Rollouts) -> Tensor:
+        """For each decision the velocity in the same step on the best path of its group: that of the rollout with the
+        highest reward, the first of these. 0 elsewhere. [B,steps,*shape]
+        """
+        row, step = rollouts["mask"].nonzero(as_tuple=True)
+        rewards, groups = rollouts["rewards"], rollouts["groups"]
+        place = group_position(-rewards, groups)
+        best = torch.zeros(int(groups.max()) + 1, dtype=torch.long, device=groups.device)
+        best[groups[place == 0]] = (place == 0).nonzero().squeeze(-1)
+        out = torch.zeros_like(rollouts.media["states"][:, 1:])
+        leader, spec = best[groups[row]], _spec(rollouts.sampling)
+        x = rollouts.media["states"][leader, step]
+        out[row, step] = self.velocity(x, rollouts.prompts, groups[row], step, spec, forked=True)
+        return out
+
+    def _transitions(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocity, mean and standard deviation of some steps."""
         spec, x = _spec(rollouts.sampling), rollouts.media["states"][row, step]
-        v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], step, spec)
-        return steps.transition(spec, x, v, step, self.levels(spec))
+        if spec.matching:
+            at = rollouts.media["at"][row, step]
+            v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], at, replace(spec, guidance=1.0))
+            return v, v, torch.full((len(v),), 0.5**0.5, dtype=v.dtype, device=v.device)
+        forked = "parent" in rollouts or spec.shared_noise
+        v = self.velocity(x, rollouts.prompts, rollouts["groups"][row], step, spec, forked=forked)
+        return (v, *steps.transition(spec, x, v, step, self.levels(spec)))
+
+    def _log_prob(self, rollouts: Rollouts, row: Tensor, step: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Of some decisions, given their means and standard deviations."""
+        spec, media = _spec(rollouts.sampling), rollouts.media
+        if spec.matching:
+            return -steps.reduced((media["target"][row, step] - mean) ** 2, spec.reduce)
+        return steps.log_density(media["states"][row, step + 1], mean, std, spec.reduce)
 
     def sft_loss(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Tensor], seed: int | None = None
@@ -318,8 +457,12 @@ class FlowPolicy:
         dropped = torch.rand(count, generator=generator) < self.spec.drop_prompt
         sigma = normal.sigmoid().to(self.device)
         wide = sigma.view(-1, *[1] * (clean.dim() - 1))
-        condition = torch.tensor([p[0] for p in prompts]).masked_fill(dropped, self.model.unconditional)
-        v = self.model((1 - wide) * clean + wide * noise, sigma, condition.to(self.device)).to(self.dtype)
+        dropped = dropped.to(self.device)
+        condition, told = self._given(prompts, torch.arange(count))
+        if told is not None:
+            told = told.masked_fill(dropped.view(wide.shape), 0.0)
+        condition = condition.masked_fill(dropped, self.model.unconditional)
+        v = self._forward((1 - wide) * clean + wide * noise, sigma, condition, told)
         return ((v - (noise - clean)) ** 2).mean()
 
     # Weights
@@ -354,7 +497,7 @@ def draws_noise(spec: Denoising, step: int) -> bool:
 
 def without_noise(spec: Denoising) -> Denoising:
     """The same spec without noise."""
-    return replace(spec, sampler="ode", settings=())
+    return replace(spec, sampler="ode", settings=(), noise_scale=None)
 
 
 def _spec(sampling: Sampling) -> Denoising:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +29,41 @@ def transition(
     levels = noise_levels(spec.steps, spec.shift, x.dtype).to(x.device) if levels is None else levels
     wide = (-1, *[1] * (x.dim() - 1))
     sigma, after = (levels[s].view(wide) for s in (step, step + 1))
-    mean, std = _rule(spec.sampler)(x, v, sigma, after, levels[1], **dict(spec.settings))
+    rule, settings = _rule(spec.sampler), dict(spec.settings)
+    if spec.noise_scale is not None and "noise" in rule.settings:
+        scale = torch.tensor(spec.noise_scale, dtype=x.dtype, device=x.device)[step].view(wide)
+        settings["noise"] = settings.get("noise", rule.settings["noise"].default) * scale
+    mean, std = rule.fn(x, v, sigma, after, levels[1], **settings)
     return mean, std.reshape(-1)
 
 
+def distinct(x: Tensor, step: Tensor, groups: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Which of N states before steps of groups are the first of their kind, [n], and which of these each equals, [N];
+    None where all differ. x: [N,...]
+    """
+    flat = x.detach().flatten(1)
+    probe = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64, device=x.device).sqrt()
+    key = (flat * probe).sum(-1) + 7919.1 * step + 104729.3 * groups
+    kinds, each = torch.unique(key, return_inverse=True)
+    if len(kinds) == len(key):
+        return None
+    first = torch.empty_like(kinds, dtype=torch.long).scatter_(0, each, torch.arange(len(key), device=x.device))
+    same = torch.stack([step, groups], 1)
+    if not (torch.equal(flat[first][each], flat) and torch.equal(same[first][each], same)):
+        return None
+    return first, each
+
+
+def gains(spec: Denoising, levels: Tensor) -> Tensor:
+    """By how much each step's mean moves with the velocity: a rule's mean is linear in both. [steps + 1] -> [steps]"""
+    unit = torch.ones_like(levels[1:]).unsqueeze(-1)
+    mean, _ = transition(spec, torch.zeros_like(unit), unit, torch.arange(spec.steps, device=levels.device), levels)
+    return mean.squeeze(-1).abs()
+
+
 @functools.cache
-def _rule(name: str) -> Any:
-    return pieces.get("sampler", name).fn
+def _rule(name: str) -> pieces.Piece:
+    return pieces.get("sampler", name)
 
 
 def reduced(per_number: Tensor, reduce: str) -> Tensor:

@@ -43,8 +43,11 @@ class MaskedDiffusion(TransformersPolicy):
     lacks = {
         "spread": "its decisions at one place are not taken one after another",
         "influence": "its decisions are not taken one after another",
+        "preview_rewards": "an unmasking foresees no whole sample",
         "step_std": "unmaskings are drawn without Gaussian noise",
         "step_size": "unmaskings have no noise level",
+        "step_gain": "unmaskings have no velocity",
+        "best_gap": "unmaskings have no velocity",
         "kl_ref": "the term kl estimates it for unmaskings",
         "mean_gap": "unmaskings have no mean",
         "hidden_square": "it is made for tokens one after another",

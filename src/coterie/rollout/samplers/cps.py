@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from coterie.pieces import sampler
@@ -17,6 +18,6 @@ def cps(
     noise (0 to 1) 0 is the ODE. The last step is without noise by itself. It is no limit of an SDE: std does not shrink
     with the step, and samples are sharper than the ODE's marginal.
     """
-    std = after * math.sin(noise * math.pi / 2)
+    std = after * torch.sin(torch.as_tensor(noise, dtype=x.dtype) * math.pi / 2)
     kept = (after**2 - std**2).clamp_min(0.0).sqrt()
     return (1 - after) * (x - sigma * v) + kept * (x + (1 - sigma) * v), std

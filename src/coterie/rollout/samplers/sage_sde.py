@@ -1,4 +1,4 @@
-"""SAGE-GRPO's SDE: Flow-GRPO's diffusion, integrated exactly over each step."""
+"""SAGE-GRPO's SDE: Flow-GRPO's diffusion, integrated exactly over each step (arXiv:2603.21872)."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ CAP = 3e-3
 """The diffusion has no end at sigma = 1: there 1 - sigma is taken to be this."""
 
 
-@sampler()
+@sampler(paper="arXiv:2603.21872")
 def sage_sde(
     x: Tensor, v: Tensor, sigma: Tensor, after: Tensor, cap: Tensor, *, noise: float = 0.7
 ) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,8 @@ def grown(
         nodes = leaves[:, :: size // width].flatten()
         x = parts[-1].states[nodes, -1] if parts else noise[nodes, 0] if width == 1 else _root(noise, leaves, width)
         owner = torch.arange(len(prompts)).repeat_interleave(width)
-        grew = policy.denoise(x, prompts, owner, spec, noise=noise[nodes, first + 1 : last + 1], first=first, last=last)
+        draws = noise[nodes, first + 1 : last + 1]
+        grew = policy.denoise(x, prompts, owner, spec, noise=draws, first=first, last=last, forked=level > 0)
         each = {name: value.repeat_interleave(size // width, 0) for name, value in vars(grew).items()}
         parts.append(type(grew)(**each))
     joined = {name: torch.cat([getattr(p, name) for p in parts], 1) for name in vars(parts[0]) if name != "states"}

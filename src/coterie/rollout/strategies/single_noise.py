@@ -69,7 +69,7 @@ def single_noise(
         anchor = torch.arange(len(start), device=noise.device).repeat_interleave(forks)
         x, groups = path.states[anchor, step], owner[anchor.cpu()]
         drawn, noisy = noise[mine[:, 0], step + 1 :], replace(spec, stochastic=(step,))
-        rest = policy.denoise(x, prompts, groups, noisy, noise=drawn, first=step)
+        rest = policy.denoise(x, prompts, groups, noisy, noise=drawn, first=step, forked=True)
         for name, value in vars(rest).items():
             at = getattr(whole, name)
             at[mine, :step] = getattr(path, name)[anchor, :step].unsqueeze(1)
