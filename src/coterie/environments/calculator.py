@@ -8,9 +8,10 @@ from typing import Any
 
 from coterie.environments.base import Step
 from coterie.sandbox import Limits, Sandbox
+from coterie.sandbox.process import PYTHON
 
 ASK, ANSWER, END = "?", "!", ">"
-LIMITS = Limits(seconds=5.0, cpu_seconds=2, memory_mib=128)
+LIMITS = Limits(seconds=30.0, cpu_seconds=2, memory_mib=128)
 LONGEST = 12
 """Characters of an output that are shown."""
 
@@ -34,8 +35,12 @@ class Calculator:
 @functools.lru_cache(4096)
 def calculate(expression: str) -> str:
     """What Python prints for an expression; "e" where that is no whole number. The sandbox has no clock that it would
-    depend on, so one run of an expression serves all."""
-    result = _sandbox().python(f"print({expression})")
+    depend on, so one run of an expression serves all. What is no expression is not run."""
+    try:
+        compile(expression, "expression", "eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return "e"
+    result = _sandbox().run([PYTHON, "-I", "-S", "-c", f"print({expression})"])
     said = result.stdout.strip()
     return said[:LONGEST] if result.ok and said.isascii() and said.removeprefix("-").isdigit() else "e"
 
