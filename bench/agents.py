@@ -27,9 +27,10 @@ GIGPO = ["credit.baseline=state_norm"]
 
 def run(options: Any) -> Findings:
     found, seeds = Findings(), options.runs_or(3, 1)
-    setups = {world: (world, "grpo", []) for world in WORLDS} | {f"{COMPARED}, gigpo": (COMPARED, "gigpo", GIGPO)}
-    curves: dict[str, list[list[tuple[int, float]]]] = {}
-    for name, (world, method, overrides) in setups.items():
+    setups = [(world, "grpo", []) for world in WORLDS] + [(COMPARED, "gigpo", GIGPO)]
+    curves = _stored()
+    for world, method, overrides in setups:
+        name = f"{world}, {method}"
         if not options.wants(name):
             continue
         runs = [_train(world, method, seed, overrides) for seed in range(seeds)]
@@ -37,23 +38,37 @@ def run(options: Any) -> Findings:
         starts, ends = ([curve[i][1] for curve in curves[name]] for i in (0, -1))
         rises = [b - a for a, b in zip(starts, ends, strict=True)]
         found.rows.append({
-            "world": name, "method": method, "before": _percent(starts), "after": _percent(ends),
-            "steps": curves[name][0][-1][0], "s a run": statistics.median(r["cpu_seconds"] for r in runs),
+            "world": name, "before": _percent(starts), "after": _percent(ends), "steps": curves[name][0][-1][0],
+            "CPU s a run": statistics.median(r["cpu_seconds"] for r in runs),
         })  # fmt: skip
         found.detail[name] = {"runs": runs, "rise": spread(rises)}
-        if name in WORLDS:
-            found.figures.append(Figure(f"rise of held-out success, {name}, median", statistics.median(rises),
-                                        WORLDS[name], seeds))  # fmt: skip
-            found.figures.append(Figure(f"rise of held-out success, {name}, least", min(rises), 0.0, seeds))
-    if COMPARED in curves and f"{COMPARED}, gigpo" in curves:
-        pairs = zip(curves[COMPARED], curves[f"{COMPARED}, gigpo"], strict=True)
-        gaps = [statistics.mean(y for _, y in b[1:]) - statistics.mean(y for _, y in a[1:]) for a, b in pairs]
-        found.detail["gigpo_over_grpo"] = spread(gaps)
-        found.figures.append(Figure("held-out success over the whole run, gigpo less grpo", statistics.median(gaps),
+        if method == "grpo":
+            found.figures.append(Figure(f"rise of held-out success, {world}, median", statistics.median(rises),
+                                        WORLDS[world], seeds))  # fmt: skip
+            found.figures.append(Figure(f"rise of held-out success, {world}, least", min(rises), 0.0, seeds))
+    mine, theirs = curves.get(f"{COMPARED}, gigpo"), curves.get(f"{COMPARED}, grpo")
+    if mine and theirs and len(mine) == len(theirs) and options.wants(f"{COMPARED}, gigpo"):
+        gaps = [_mean_after_start(a) - _mean_after_start(b) for a, b in zip(mine, theirs, strict=True)]
+        found.detail["gigpo over grpo"] = spread(gaps)
+        found.figures.append(Figure("held-out success, mean over the run, gigpo less grpo", statistics.median(gaps),
                                     None, seeds))  # fmt: skip
-    found.notes.append("success of sampled episodes at temperature 1; seconds are of this process's CPU, sandbox apart")
+    found.notes.append("success of sampled episodes at temperature 1, a seed a number")
+    found.notes.append("seconds are of the processor and of the trainer's process")
     draw(curves)
     return found
+
+
+def _stored() -> dict[str, list[list[tuple[int, float]]]]:
+    """The curves of the last run, for the settings that are not run now."""
+    path = RESULTS / "agents.json"
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))["measurements"]
+    return {name: [r["curve"] for r in each["runs"]] for name, each in before.items() if "runs" in each}
+
+
+def _mean_after_start(curve: list[tuple[int, float]]) -> float:
+    return statistics.mean(success for _, success in curve[1:])
 
 
 def _train(world: str, method: str, seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -81,29 +96,23 @@ def _percent(values: list[float]) -> str:
 
 
 def draw(curves: dict[str, list[list[tuple[int, float]]]]) -> None:
-    """Held-out success over steps: a panel a world, a line a seed and their mean; the compared world has both methods.
-    What was not run now is drawn from the stored results.
-    """
+    """Held-out success over steps: a panel a world, a line a seed and their mean; the compared world has both methods."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
 
-    stored = RESULTS / "agents.json"
-    if stored.exists():
-        before = json.loads(stored.read_text(encoding="utf-8"))["measurements"]
-        known = {name: [r["curve"] for r in each["runs"]] for name, each in before.items() if "runs" in each}
-        curves = {**known, **curves}
     picture = Picture(figsize=(10, 3.2), layout="constrained")
     FigureCanvasAgg(picture)
     panels = picture.subplots(1, len(WORLDS), sharey=True)
     for axes, world in zip(panels, WORLDS, strict=True):
-        mine = {name: lines for name, lines in curves.items() if name.split(",")[0] == world}
-        for colour, (name, lines) in enumerate(sorted(mine.items())):
+        for colour, method in enumerate(("grpo", "gigpo")):
+            lines = curves.get(f"{world}, {method}")
+            if lines is None:
+                continue
             for line in lines:
                 axes.plot(*zip(*line, strict=True), color=f"C{colour}", alpha=0.3, linewidth=0.9)
             places = list(zip(*lines, strict=True))
             mean = [(at[0][0], statistics.mean(y for _, y in at)) for at in places]
-            label = "gigpo" if "," in name else "grpo"
-            axes.plot(*zip(*mean, strict=True), color=f"C{colour}", linewidth=2, label=label)
+            axes.plot(*zip(*mean, strict=True), color=f"C{colour}", linewidth=2, label=method)
         axes.set_title(world, loc="left", fontsize=10)
         axes.set(xlabel="step", ylim=(0, 1))
         axes.legend(frameon=False, loc="lower right", fontsize=9)

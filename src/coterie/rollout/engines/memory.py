@@ -82,7 +82,6 @@ class Extension:
         sizes, known = [len(p) for p in prompts], [f.size for f in found]
         new = torch.tensor([n - k for n, k in zip(sizes, known, strict=True)], device=device)
         ids = [t for p, k in zip(prompts, known, strict=True) for t in p[k:]]
-        self.found = found
         self.sizes = torch.tensor(sizes, device=device)
         self.last = new.cumsum(0) - 1
         self.row = torch.repeat_interleave(torch.arange(len(sizes), device=device), new)
