@@ -96,7 +96,7 @@ def _percent(values: list[float]) -> str:
 
 
 def draw(curves: dict[str, list[list[tuple[int, float]]]]) -> None:
-    """Held-out success over steps: a panel a world, a line a seed and their mean; the compared world has both methods."""
+    """Held-out success over steps: a panel a world, a line a seed and their mean; two methods where there are two."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
 
