@@ -18,7 +18,7 @@ from coterie.tasks.split import Row, generate
 
 
 @task()
-def guess_number(*, turns: int = 4, largest: int = 99, train: int = 500, held_out: int = 150, seed: int = 0) -> Task:
+def guess_number(*, turns: int = 4, largest: int = 99, train: int = 200, held_out: int = 100, seed: int = 0) -> Task:
     """Find a number in a range: '10-20>' -> '15'; the answer is the range that is left, '10-14>'.
 
     turns: the most guesses. A range has 2^turns - 1 numbers at the most, so that halving always finds it in time, and
