@@ -31,8 +31,8 @@ def guess_number(
 
     turns: the most guesses. A range has 2^turns - 1 numbers at the most, so that halving always finds it in time, and
     more than half as many. largest: the largest number, below 100. settled=false: the number is not chosen before it
-    must be, each answer leaves the larger part; so nobody is lucky. train and held_out: ranges. Each number of a range to
-    train on is the secret of a row, so that a range does not give its secret away.
+    must be, each answer leaves the larger part; so nobody is lucky. train and held_out: ranges. Each number of a range
+    to train on is the secret of a row, so that a range does not give its secret away.
     """
     most = 2**turns - 1
     if turns < 2 or not most <= largest < 100:
