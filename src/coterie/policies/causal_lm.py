@@ -109,8 +109,10 @@ class CausalLM(TransformersPolicy):
         return self.engine.generate(requests, entropy=entropy, until=until)
 
     def remember(self) -> Memory:
-        """What episodes of many turns encode once a token: the engine's memory of the last prompts, until closed."""
-        return self.engine.remember()
+        """What episodes of many turns encode once a token: the engine's memory of the last prompts, until closed. Of an
+        engine that keeps prompts by itself, nothing.
+        """
+        return self.engine.remember() if isinstance(self.engine, LocalEngine | CopiedEngine) else Memory(0)
 
     def rollout(
         self,
