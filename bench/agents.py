@@ -115,7 +115,8 @@ def draw(curves: dict[str, list[list[tuple[int, float]]]]) -> None:
             axes.plot(*zip(*mean, strict=True), color=f"C{colour}", linewidth=2, label=method)
         axes.set_title(world, loc="left", fontsize=10)
         axes.set(xlabel="step", ylim=(0, 1))
-        axes.legend(frameon=False, loc="lower right", fontsize=9)
+        if axes.lines:
+            axes.legend(frameon=False, loc="lower right", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("held-out success")
     save(picture, PATH)
