@@ -50,6 +50,8 @@ def evaluate(policy: Policy | Mapping[str, Policy], task: Task, settings: Settin
         truncated=rollouts["truncated"].cpu().view(len(rows), k).numpy(),
         ks=sorted({1, k}),
     )
+    if rollouts.episodes:
+        out["eval/failed_share"] = sum(e.failed is not None for e in rollouts.episodes) / len(rollouts)
     if spec.greedy and task.latent is None:
         argmax = Sampling(0.0, max_tokens=r.max_tokens, stop=tuple(r.stop))
         greedy = complete(policy, rows, argmax, 1, 0, "greedy", task.world)

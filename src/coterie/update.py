@@ -200,7 +200,7 @@ def microbatches(
     groups are taken where one fits the budget, and a group that does not is cut into as few parts as it takes. What a
     rollout has in common with the one that it was forked from counts once in a part that has both.
     """
-    groups, lengths = rollouts["groups"].tolist(), rollouts["lengths"].tolist()
+    groups, lengths = rollouts["groups"].tolist(), _fed(rollouts).tolist()
     forks = _forks(rollouts) if shared_prefix and "parent" in rollouts and "branch" in rollouts else {}
     prompt = [len(p.tokens) for p in rollouts.prompts]
     units: list[list[int]]
@@ -230,6 +230,14 @@ def microbatches(
             width, total = longest(unit), tokens(unit)
         parts[-1] += unit
     return [torch.tensor(sorted(p), device=rollouts["groups"].device) for p in parts]
+
+
+def _fed(rollouts: Rollouts) -> Tensor:
+    """Tokens of each rollout up to its last decision: what a world said in between costs what a decision costs. [B]"""
+    if "turn" not in rollouts:
+        return rollouts["lengths"]
+    mask = rollouts["mask"]
+    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(-1)
 
 
 class _Fork(NamedTuple):

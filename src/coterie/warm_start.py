@@ -3,6 +3,7 @@ that there is something to reinforce."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -49,14 +50,21 @@ def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
     parameters = run.policy.trainable_parameters()
     optimizer = optimize(parameters, lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0))
 
+    @functools.cache
+    def line(index: int) -> tuple[list[int], list[bool]]:
+        """The script's episode of a row, played once."""
+        assert run.task.world is not None and run.task.script is not None and isinstance(run.policy, CausalLM)
+        return line_of(run.policy, run.task.world, run.task.train[index], run.task.script)
+
     def step(number: int) -> float:
         rng = np.random.default_rng(stream(run.settings.seed, "sft", number))
-        rows = [run.task.train[int(i)] for i in rng.integers(len(run.task.train), size=batch)]
+        chosen = [int(i) for i in rng.integers(len(run.task.train), size=batch)]
+        rows = [run.task.train[i] for i in chosen]
         prompts = [run.policy.encode(r["prompt"]) for r in rows]
         noise = stream(run.settings.seed, "sft-noise", number)
         if run.task.script is not None:
-            assert run.task.world is not None and isinstance(run.policy, CausalLM)  # only it plays in worlds
-            lines = [line_of(run.policy, run.task.world, r, run.task.script) for r in rows]
+            assert isinstance(run.policy, CausalLM)  # only it plays in worlds
+            lines = [line(i) for i in chosen]
             loss = run.policy.sft_loss(prompts, [t for t, _ in lines], noise, [d for _, d in lines])
         else:
             assert run.task.reference is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from coterie.api import start
+from coterie.cli.demo import DEMOS, RECIPES
 from coterie.environments import World
 from coterie.environments.frozen_lake import FrozenLake
 from coterie.recipe import resolve
@@ -55,3 +57,20 @@ def test_a_run_goes_on_where_environments_break_down(tmp_path: Path, monkeypatch
     nones = [row["reward/nones"] for row in rows if "reward/mean" in row]
     assert nones == [32 * share for share in shares]  # just those have no reward
     assert all(math.isfinite(row["reward/mean"]) for row in rows if "reward/mean" in row)
+
+
+def test_the_recipes_of_worlds_are_whole_and_their_transcripts_are_kept(tmp_path: Path) -> None:
+    for name in ("frozen-lake", "guess-number", "calculator"):
+        assert resolve(file=RECIPES / f"{name}.yaml").single["task"].piece.slug == name
+    assert DEMOS["agent"] == "frozen-lake.yaml"
+    small = [
+        "steps=1", "warm_start.steps=1", "draw.prompts=2", "rollout.group_size=2", "log.rollouts_every=0",
+        "model.init.width=16", "evaluation={every: 0, prompts: 4, samples: 1, greedy: false}",
+    ]  # fmt: skip
+    start(resolve(file=RECIPES / DEMOS["agent"], overrides=small), tmp_path / "run", quiet=True)
+    told = [json.loads((tmp_path / f"run/samples/step-{step:06d}.json").read_text()) for step in (0, 1)]
+    held_out = frozen_lake().held_out
+    for episodes in told:
+        assert [e["prompt"] for e in episodes] == [row["prompt"] for row in held_out[:3]]
+        assert all(1 <= len(e["turns"]) <= 7 and e["failed"] is None for e in episodes)
+    assert "<h2>Episodes</h2>" in (tmp_path / "run/report.html").read_text()

@@ -14,6 +14,7 @@ from coterie.policies.loading import ModelSpec
 from coterie.policies.tiny import TinySpec
 from coterie.rollout.episodes import play
 from coterie.rollouts import Prompt, Rollouts, Sampling
+from coterie.update import microbatches
 
 CHARACTERS = "0123456789+=-abcdef t<>u"
 TEMPLATE = (
@@ -188,3 +189,27 @@ def test_a_turn_that_ran_out_of_tokens_has_a_place_too(policy: CausalLM) -> None
         assert (made["state_key"][:, states:] == -1).all() and (made["step_rewards"][:, states:] == 0).all()
         cut += states == last
     assert cut
+
+
+def test_microbatches_count_what_the_world_said(policy: CausalLM) -> None:
+    goals = [2, 3]
+    made = play(policy, asked(policy, goals), seeds(goals), SAMPLING, World(Walk, turns=3, turn_tokens=2))
+    end = [int(m.nonzero().max()) + 1 for m in made["mask"]]
+    cost = [len(made.prompts[i // 4].tokens) + n for i, n in enumerate(end)]
+    assert max(end) > int(made["lengths"].max())
+    for budget in (max(cost), 2 * max(cost)):
+        for part in microbatches(made, budget):
+            assert max(cost[i] for i in part.tolist()) * len(part) <= budget
+
+
+def test_episodes_beyond_the_processes_are_played_after_the_others(policy: CausalLM) -> None:
+    """Groups stay whole, the rows are those of one go, and no more processes were there than are allowed."""
+    goals = [2, -1, 3]
+    world = World(Walk, turns=2, turn_tokens=2, timeout=60.0, processes=2)
+    made = play(policy, asked(policy, goals), seeds(goals, 2), SAMPLING, world)
+    once = play(policy, asked(policy, goals), seeds(goals, 2), SAMPLING, World(Walk, turns=2, turn_tokens=2))
+    assert made["groups"].tolist() == once["groups"].tolist()
+    assert [e.actions for e in made.episodes] == [e.actions for e in once.episodes]
+    assert len(world.idle) == 2
+    for worker in world.idle:
+        worker.close()

@@ -82,6 +82,28 @@ def test_the_number() -> None:
     assert world.step("12").reward == 1.0
 
 
+def test_a_number_that_is_not_settled_is_found_by_halving_alone() -> None:
+    task = guess_number(turns=3, settled=False, train=20, held_out=20)
+    assert validate(task).ok and all(row["secret"] is None for row in [*task.train, *task.held_out])
+    world = GuessNumber()
+    world.reset({"secret": None, "low": 5, "high": 11})
+    said = [world.step(a).observation for a in ("6", "10", "99", "8", "9")]
+    assert said == ["07-11>", "07-09>", "07-09>", "09-09>", ">"]
+    world.reset({"secret": None, "low": 5, "high": 6})
+    assert not world.step("6").done and world.step("05").reward == 1.0
+
+
+def test_a_range_does_not_give_its_secret_away() -> None:
+    """Each of its numbers is the secret of one row."""
+    task = guess_number(train=20, held_out=5)
+    secrets: dict[str, list[int]] = {}
+    for row in task.train:
+        secrets.setdefault(row["prompt"], []).append(row["secret"])
+    assert len(secrets) == 20 and len({tuple(sorted(s)) for s in secrets.values()}) > 10
+    for row in task.train:
+        assert sorted(secrets[row["prompt"]]) == list(range(row["low"], row["high"] + 1))
+
+
 @pytest.mark.parametrize("make", [lambda: frozen_lake(size=1), lambda: frozen_lake(size=2, holes=3),
                                   lambda: guess_number(largest=5), lambda: calculator(turns=1)])  # fmt: skip
 def test_settings_make_sense(make) -> None:

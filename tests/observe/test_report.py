@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 
@@ -185,3 +186,22 @@ def test_completions_without_pieces_are_plain_text():
 )
 def test_headline(rows, says):
     assert report.headline(rows) == says
+
+
+def test_the_report_shows_the_first_and_the_last_episodes(run):
+    """Of every step that was written, and whatever the world says is text."""
+    run.samples.mkdir()
+    turn = {"action": EVIL, "observation": {"role": "tool", "content": EVIL}, "reward": 0.5}
+    for step, prompt in ((0, "first>"), (5, "between>"), (10, [{"role": "user", "content": "last>"}])):
+        last = {"action": "", "observation": None, "reward": 0.0}
+        told = [
+            {"prompt": prompt, "turns": [turn, last], "success": step > 0, "failed": None},
+            {"prompt": prompt, "turns": [], "success": False, "failed": "step raised ValueError: x"},
+        ]
+        (run.samples / f"step-{step:06d}.json").write_text(json.dumps(told))
+    page = report.write(run.path).read_text()
+    section = page[page.index("<h2>Episodes</h2>") :]
+    assert section.count("first&gt;") == section.count("user: last&gt;") == 2 and "between" not in section
+    assert "<script" not in page and "tool: &lt;script" in section and "(nothing)" in section
+    assert section.count(">solved<") == 1 and section.count(">not solved<") == 1
+    assert section.count("the environment failed: step raised ValueError: x") == 2

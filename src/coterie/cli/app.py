@@ -205,7 +205,9 @@ def plan(
 
 @app.command()
 def demo(
-    which: Annotated[str, typer.Argument(help="sort, flow (draws digits) or masked-diffusion (adds).")] = "sort",
+    which: Annotated[
+        str, typer.Argument(help="sort, flow (draws digits), masked-diffusion (adds) or agent (walks).")
+    ] = "sort",
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     quiet: Quiet = False,

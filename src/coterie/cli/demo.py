@@ -13,7 +13,12 @@ from coterie.errors import RecipeError, did_you_mean
 from coterie.recipe import resolve
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-DEMOS = {"sort": "demo.yaml", "flow": "flow.yaml", "masked-diffusion": "masked-diffusion.yaml"}
+DEMOS = {
+    "sort": "demo.yaml",
+    "flow": "flow.yaml",
+    "masked-diffusion": "masked-diffusion.yaml",
+    "agent": "frozen-lake.yaml",
+}
 """Name -> recipe."""
 
 

@@ -64,9 +64,10 @@ class World:
 
     make: a new environment. turns: the most actions of an episode. turn_tokens: the most tokens of an action; the whole
     episode, observations included, has rollout.max_tokens. timeout: seconds a call of the environment may take; with
-    one, each environment lives in a process of its own that can be killed. most_failed: the share of a batch's episodes
-    that may fail before the run ends with an error. context: what is still read of an episode that grows, all of it for
-    None (see `coterie.rollout.contexts`); with one, rollout.max_tokens is for what is read after the prompt.
+    one, each environment lives in a process of its own that can be killed, and no more than `processes` episodes (but
+    whole groups) are played at once. most_failed: the share of the episodes played at once that may fail before the run
+    ends with an error. context: what is still read of an episode that grows, all of it for None (see
+    `coterie.rollout.contexts`); with one, rollout.max_tokens is for what is read after the prompt.
     agents: who acts, where there are several: `make` then gives a SharedEnvironment, and turns are rounds, in each of
     which an agent acts once at the most, and there is no context.
     """
@@ -78,11 +79,14 @@ class World:
     most_failed: float = 0.5
     context: Context | None = None
     agents: tuple[str, ...] = ()
+    processes: int = 64
+    idle: list[Any] = field(default_factory=list, init=False, compare=False, repr=False)
+    """Processes of earlier episodes, for the next ones."""
 
     def __post_init__(self) -> None:
         if self.agents and self.context is not None:
             raise RecipeError("a world of several agents has no context", hint="context=None")
-        for name in ("turns", "turn_tokens", "timeout"):
+        for name in ("turns", "turn_tokens", "timeout", "processes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise RecipeError(f"{name} of an environment must be above 0, got {value}", hint=f"{name}=8")

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from coterie.environments.base import Step
-from coterie.sandbox import Limits, Sandbox
+from coterie.sandbox import Limits
+from coterie.sandbox.evaluator import Evaluator
 
 ASK, ANSWER, END = "?", "!", ">"
-LIMITS = Limits(seconds=5.0, cpu_seconds=2, memory_mib=128)
+LIMITS = Limits(seconds=24 * 3600.0, cpu_seconds=5, memory_mib=128)
+"""Of the sandbox that all expressions share; an expression has seconds (`sandbox.evaluator`)."""
 LONGEST = 12
 """Characters of an output that are shown."""
 
@@ -33,13 +35,16 @@ class Calculator:
 
 @functools.lru_cache(4096)
 def calculate(expression: str) -> str:
-    """What Python prints for an expression; "e" where that is no whole number. The sandbox has no clock that it would
-    depend on, so one run of an expression serves all."""
-    result = _sandbox().python(f"print({expression})")
-    said = result.stdout.strip()
-    return said[:LONGEST] if result.ok and said.isascii() and said.removeprefix("-").isdigit() else "e"
+    """What Python makes of an expression; "e" where that is no whole number. The sandbox has no clock that it would
+    depend on, so one run of an expression serves all. What is no expression is not run."""
+    try:
+        compile(expression, "expression", "eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return "e"
+    said = _evaluator().value(expression) or ""
+    return said[:LONGEST] if said.isascii() and said.removeprefix("-").isdigit() else "e"
 
 
 @functools.cache
-def _sandbox() -> Sandbox:
-    return Sandbox(LIMITS)
+def _evaluator() -> Evaluator:
+    return Evaluator(LIMITS)

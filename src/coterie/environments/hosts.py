@@ -47,12 +47,13 @@ class Hosts:
     """The environments of a batch of episodes. Calls of different episodes run side by side where they have processes.
 
     A call that fails fails its own episode alone; a process that hung is killed and its place taken by a new one.
+    Processes serve the next episodes of the world too: a reset makes a new environment.
     """
 
     def __init__(self, world: World, count: int) -> None:
         self.world = world
         self._here = [Host(world.make) for _ in range(count)] if world.timeout is None else []
-        self._workers = [Worker(Host(world.make), "environment") for _ in range(count)] if world.timeout else []
+        self._workers = [_process(world) for _ in range(count)] if world.timeout else []
 
     def reset(self, rows: Mapping[int, Mapping[str, Any]]) -> dict[int, Any]:
         """Key of the first state, or Failed, of each episode by number."""
@@ -68,8 +69,8 @@ class Hosts:
         return {i: _all_checked(answer, self.world.agents) for i, answer in found.items()}
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.close()
+        self.world.idle.extend(self._workers)
+        self._workers = []
 
     def _all(self, calls: Mapping[int, tuple[str, Any]]) -> dict[int, Any]:
         if not self._workers or not calls:
@@ -105,6 +106,10 @@ def _all_checked(answers: Any, agents: Sequence[str]) -> dict[str, Step] | Faile
             return checked
         out[name] = checked
     return out
+
+
+def _process(world: World) -> Worker:
+    return world.idle.pop() if world.idle else Worker(Host(world.make), "environment")
 
 
 def _checked(answer: Any) -> Step | Failed:

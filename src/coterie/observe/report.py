@@ -33,6 +33,7 @@ def write(run_dir: Path) -> Path:
         _summary(run, rows, made),
         _curves(run.curves),
         _samples(run.samples),
+        _episodes(run.samples),
         _evaluations(rows),
         rollouts_section([(step, rollout_store.read(path)) for step, path in _recorded(run)]),
         _section("Recipe", f"<pre>{escape(recipe)}</pre>"),
@@ -108,6 +109,37 @@ def _samples(folder: Path) -> str:
     ]
     hint = "<p class=hint>The same prompts and the same noise, before and after. Red: not what was asked for.</p>"
     return _section("Samples", f"{hint}<div class=samples>{''.join(shown)}</div>") if shown else ""
+
+
+def _episodes(folder: Path) -> str:
+    """Episodes of the same problems before the first step and after the last, where the task has a world."""
+    files = sorted(folder.glob("step-*.json"))
+    columns = []
+    for file in dict.fromkeys([*files[:1], *files[-1:]]):
+        told = "".join(map(_episode, json.loads(file.read_text(encoding="utf-8"))))
+        columns.append(f"<div><h3>step {int(file.stem.removeprefix('step-'))}</h3>{told}</div>")
+    hint = "<p class=hint>The first held-out problems, with the same seeds, before and after.</p>"
+    return _section("Episodes", f"{hint}<div class=episodes>{''.join(columns)}</div>") if columns else ""
+
+
+def _episode(told: Mapping[str, Any]) -> str:
+    lines = [_said(told["prompt"])]
+    for turn in told["turns"]:
+        reward = f"   reward {turn['reward']:g}" if turn["reward"] else ""
+        lines.append(f"<b>{escape(turn['action']) or '(nothing)'}</b>{reward}")
+        lines += [] if turn["observation"] is None else [_said(turn["observation"])]
+    end, kind = ("solved", "up") if told["success"] else ("not solved", "down")
+    if told["failed"]:
+        end, kind = f"the environment failed: {escape(told['failed'])}", "down"
+    return "<pre>" + "\n".join(lines) + f"\n<b class={kind}>{end}</b></pre>"
+
+
+def _said(words: Any) -> str:
+    """What the world said: text, or messages."""
+    if isinstance(words, str):
+        return escape(words)
+    messages = [words] if isinstance(words, Mapping) else words
+    return "\n".join(escape(f"{m.get('role')}: {m.get('content')}") for m in messages)
 
 
 def _image(file: Path) -> str:
@@ -196,6 +228,9 @@ pre { margin: 0; padding: .9rem 1rem; overflow-x: auto; background: var(--soft);
 small { color: var(--faint) }
 .wide { overflow-x: auto }
 .samples { display: flex; flex-wrap: wrap; gap: 1rem } .samples img { max-width: 100%; border-radius: 6px }
+.episodes { display: flex; flex-wrap: wrap; gap: 1rem } .episodes > div { flex: 1; min-width: 18rem }
+.episodes pre { margin-bottom: .6rem; white-space: pre-wrap }
+.episodes .up { color: var(--good) } .episodes .down { color: var(--bad) }
 figure { margin: 0 } figcaption { color: var(--faint); font-size: .85rem; text-align: center }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }

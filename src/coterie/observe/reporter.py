@@ -13,7 +13,7 @@ from typing import Any
 
 from coterie.checkpoint import CheckpointStore
 from coterie.clock import Clock
-from coterie.observe import curves, pictures, report, rollout_store, samples, writers
+from coterie.observe import curves, pictures, report, rollout_store, samples, transcripts, writers
 from coterie.observe.metrics import MetricsLog
 from coterie.observe.progress import Progress
 from coterie.observe.run_dir import RunDir
@@ -81,6 +81,8 @@ class Reporter:
     def checkpoint(self, run: Run) -> None:
         if samples.pictured(run):
             samples.draw(run, self.directory.samples / f"step-{run.step:06d}.png")
+        if run.task.world is not None:
+            transcripts.write(run, self.directory.samples / f"step-{run.step:06d}.json")
         self.checkpoints.save(run.step, run.save)
 
     @contextmanager

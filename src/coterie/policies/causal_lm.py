@@ -31,6 +31,7 @@ from coterie.reductions import group_sum
 from coterie.rollout.engines.base import Generation, Progress, Request, Until
 from coterie.rollout.engines.copied import CopiedEngine
 from coterie.rollout.engines.local import LocalEngine, evaluating
+from coterie.rollout.engines.memory import Memory
 from coterie.rollout.engines.sampling import measure
 from coterie.rollout.engines.vllm import VLLMEngine
 from coterie.rollouts import Prompt, Rollouts, Sampling
@@ -109,6 +110,12 @@ class CausalLM(TransformersPolicy):
     def generate(self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None) -> Generation:
         """Complete requests with the engine."""
         return self.engine.generate(requests, entropy=entropy, until=until)
+
+    def remember(self) -> Memory:
+        """What episodes of many turns encode once a token: the engine's memory of the last prompts, until closed. Of an
+        engine that keeps prompts by itself, nothing.
+        """
+        return self.engine.remember() if isinstance(self.engine, LocalEngine | CopiedEngine) else Memory(0)
 
     def rollout(
         self,

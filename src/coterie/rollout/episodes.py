@@ -39,12 +39,17 @@ def play(
     those of the others do not depend on each other. With a context an episode has a row for each of its segments, in
     order, and `turns_after`; turns are counted in the row.
     """
+    if world.timeout is not None and len(prompts) > 1 and sum(map(len, seeds)) > world.processes:
+        half = len(prompts) // 2
+        parts = [(prompts[:half], seeds[:half]), (prompts[half:], seeds[half:])]
+        return Rollouts.concat([play(policy, *part, sampling, world, entropy=entropy) for part in parts])
     owner = [g for g, own in enumerate(seeds) for _ in own]
     seed = [s for own in seeds for s in own]
     blank = start(policy, prompts)
     rows = [[Segment(blank[g])] for g in owner]
     episodes = [Episode() for _ in owner]
-    hosts = Hosts(world, len(owner))
+    known: dict[str, Sequence[int]] = {}
+    hosts, memory = Hosts(world, len(owner)), policy.remember()
     try:
         state = _begun(hosts, prompts, owner, episodes)
         live = [i for i in range(len(owner)) if episodes[i].failed is None]
@@ -79,12 +84,13 @@ def play(
                 if step.done:
                     now[i].line = replace(now[i].line, truncated=False)
                 elif turn + 1 < world.turns:
-                    rows[i] = _heard(policy, prompts[owner[i]], rows[i], blank[owner[i]], episode, world)
+                    rows[i] = _heard(policy, prompts[owner[i]], rows[i], blank[owner[i]], episode, world, known)
                 else:
                     now[i].line = replace(now[i].line, truncated=True)
             live = [i for i in actions if episodes[i].failed is None and not episodes[i].done]
     finally:
         hosts.close()
+        memory.close()
     report(episodes, world)
     return table_of(policy, prompts, rows, sampling, episodes, world)
 
@@ -113,13 +119,26 @@ def report(episodes: Sequence[Episode], world: World) -> None:
 
 
 def _heard(
-    policy: Any, prompt: Prompt, rows: list[Segment], blank: Line, episode: Episode, world: World
+    policy: Any,
+    prompt: Prompt,
+    rows: list[Segment],
+    blank: Line,
+    episode: Episode,
+    world: World,
+    known: dict[str, Sequence[int]],
 ) -> list[Segment]:
-    """The segments of an episode after the world has answered: the last one goes on, or a new one follows."""
-    question, last = prompt.row.get("prompt"), rows[-1]
+    """The segments of an episode after the world has answered: the last one goes on, or a new one follows.
+
+    `known` are tokens of plain text that was heard before: it has the same after every action.
+    """
+    question, last, heard = prompt.row.get("prompt"), rows[-1], episode.observations[-1]
 
     def reply(said: Sequence[int]) -> Sequence[int]:
-        return policy.reply(question, episode.observations[-1], said)
+        if not (isinstance(question, str) and isinstance(heard, str)):
+            return policy.reply(question, heard, said)
+        if heard not in known:
+            known[heard] = policy.reply(question, heard, said)
+        return known[heard]
 
     ids = reply(last.line.tokens.tolist())
     last.turns += [-1] * len(ids)

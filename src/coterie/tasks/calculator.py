@@ -18,7 +18,7 @@ from coterie.tasks.split import Row, generate
 
 
 @task()
-def calculator(*, digits: int = 2, turns: int = 3, train: int = 300, held_out: int = 100, seed: int = 0) -> Task:
+def calculator(*, digits: int = 2, turns: int = 3, train: int = 2000, held_out: int = 100, seed: int = 0) -> Task:
     """Multiply two numbers: '37*84>' -> '?37*84', answered '3108>' by Python in the sandbox, -> '!3108'.
 
     digits: of each factor. turns: calls and the answer together. Needs a sandbox (`coterie doctor` says whether there

@@ -10,6 +10,7 @@ import torch
 
 from coterie.rollout.engines.base import Generation, Request, Until
 from coterie.rollout.engines.local import LocalEngine
+from coterie.rollout.engines.memory import Memory
 
 
 class CopiedEngine:
@@ -31,6 +32,10 @@ class CopiedEngine:
         engine = self._up_to_date()
         engine.forbid = self.forbid
         return engine.generate(requests, entropy=entropy, until=until)
+
+    def remember(self) -> Memory:
+        """As LocalEngine does. The weights must not change while it is open."""
+        return self._up_to_date().remember()
 
     @torch.no_grad()
     def _up_to_date(self) -> LocalEngine:

@@ -13,6 +13,7 @@ from coterie.policies.packing import PackedGroups, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.two_part import two_part_attention
 from coterie.rollout.engines.decode import DecodeState
+from coterie.rollout.engines.memory import Extension, Found, Memory
 from coterie.rollout.engines.packed import PackedWeights
 from coterie.rollout.engines.segments import Rows, Segments
 
@@ -28,10 +29,12 @@ class State(Protocol):
 
 
 class CachedDecoder:
-    """Any causal LM, with transformers' own cache: a copy of the prompt's keys and values for each row."""
+    """Any causal LM, with transformers' own cache: a copy of the prompt's keys and values for each row. It has no use
+    for a memory."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.memory: Memory | None = None
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> DecodeState:
         return DecodeState.prefill(self.model, prompts, self.model.device)
@@ -47,17 +50,38 @@ class SharedDecoder:
     def __init__(self, shared: SharedPrefix) -> None:
         self.shared = shared
         self.packed = PackedWeights(shared.llama) if shared.llama is not None else None
+        self.memory: Memory | None = None
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Rows:
-        """Encode non-empty prompts of any lengths in one forward pass without padding: one row a prompt."""
+        """Encode non-empty prompts of any lengths in one forward pass without padding: one row a prompt. What an open
+        memory knows of them is not encoded again.
+        """
+        if self.memory is None or self.memory.closed:
+            return self._encode(prompts)[0]
+        found = [self.memory.find(tuple(p)) for p in prompts]
+        rows, attention = self._extend(prompts, found) if any(f.size for f in found) else self._encode(prompts)
+        self.memory.keep(prompts, attention.keys, attention.values)
+        self.memory.encoded += sum(map(len, prompts)) - sum(f.size for f in found)
+        return rows
+
+    def _extend(self, prompts: Sequence[Sequence[int]], found: Sequence[Found]) -> tuple[Rows, Extension]:
+        attention = Extension(prompts, found, self.shared.split.model.device)
+        hidden = self.shared.run(attention.ids, attention.positions, attention, attention.last)
+        return self._rows(attention, hidden), attention
+
+    def _rows(self, attention: _Prefill | Extension, hidden: Tensor) -> Rows:
+        each = torch.arange(len(attention.sizes), device=hidden.device)
+        prefix = Segments(attention.keys, attention.values, torch.zeros_like(each), attention.sizes, each)
+        return Rows([prefix], attention.sizes, self.shared.split.head(hidden), prefix.width)
+
+    def _encode(self, prompts: Sequence[Sequence[int]]) -> tuple[Rows, _Prefill]:
         device = self.shared.split.model.device
         each = torch.arange(len(prompts), device=device)
         nothing = torch.zeros(len(prompts), 1, dtype=torch.int64, device=device)
         packed = pack_groups(prompts, each, nothing, nothing == 0)
         attention = _Prefill(packed, torch.tensor([len(p) for p in prompts], device=device))
         hidden = self.shared.run(packed.ids, packed.positions, attention, packed.at)
-        prefix = Segments(attention.keys, attention.values, torch.zeros_like(each), attention.sizes, each)
-        return Rows([prefix], attention.sizes, self.shared.split.head(hidden), prefix.width)
+        return self._rows(attention, hidden), attention
 
     def step(self, states: Sequence[Rows], tokens: Sequence[Tensor]) -> None:
         """Append one token to every row of every state, in one forward pass, and predict the next."""

@@ -15,6 +15,7 @@ from coterie.errors import PolicyError
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.rollout.engines.base import Generation, Progress, Request, Until, room_for
 from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
+from coterie.rollout.engines.memory import Memory
 from coterie.rollout.engines.sampling import draw, uniform, widen
 from coterie.rollout.engines.stops import StopStrings, stop_ids
 from coterie.rollouts import Sampling
@@ -112,12 +113,19 @@ class LocalEngine:
         self.context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.stop_ids = stop_ids(model, tokenizer)
 
+    def remember(self) -> Memory:
+        """From now until it is closed, a prompt that begins with one of the last call's is encoded from there on."""
+        self.decoder.memory = Memory(self.max_cache_tokens)
+        return self.decoder.memory
+
     def generate(self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None) -> Generation:
         """Complete every request, or as many as `until` asks for; rows come in order of request, then seed.
 
         Runs in eval mode, restores the mode.
         """
         device = self.model.device
+        if self.decoder.memory is not None:
+            self.decoder.memory.next_call()
         prompts: dict[tuple[int, ...], list[int]] = {}
         specs: dict[Sampling, int] = {}
         seeds: list[int] = []

@@ -1,0 +1,48 @@
+"""The environments of `unreliable`. They live in processes of their own, which start faster for importing little."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from typing import Any
+
+from coterie.environments import Step
+
+KINDS = ("hang", "crash", "garbage", "die")
+
+
+def fate(prompt: str, said: list[str]) -> str | None:
+    """What befalls an episode after these actions: each kind one time in ten. All is lost on the prompt 9."""
+    number = hashlib.blake2b("/".join([prompt, *said]).encode()).digest()[0] * 20 // 256
+    kinds = KINDS[1:] if prompt.startswith("9") else [*KINDS, *[None] * 16]
+    return kinds[number % len(kinds)]
+
+
+class Walk:
+    """From 2 to 0 or 4: "a" is a step up, other letters one down."""
+
+    def __init__(self, faulty: bool) -> None:
+        self.faulty = faulty
+
+    def reset(self, row: Any) -> None:
+        self.at, self.goal, self.prompt = 2, row["goal"], row["prompt"]
+        self.said: list[str] = []
+
+    def step(self, action: str) -> Any:
+        self.said.append(action)
+        kind = fate(self.prompt, self.said)
+        if kind is not None:
+            return self.suffer(kind) if self.faulty else Step("-", 0.0, True, {"void": True})
+        self.at += 1 if "a" in action else -1
+        done = self.at == self.goal
+        return Step(f"{self.at % 10}>", 1.0 if done else 0.0, done, {"success": done})
+
+    def suffer(self, kind: str) -> Any:
+        if kind == "hang":
+            time.sleep(3600)
+        if kind == "crash":
+            os._exit(3)
+        if kind == "garbage":
+            return Step(b"\xff", float("nan"))  # type: ignore[arg-type]
+        raise ValueError("died")
