@@ -23,6 +23,7 @@ class Cluster:
         scale = recipe.settings.scale
         self.mine = not self.ray.is_initialized()
         if self.mine:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent out unless the user wants it
             self.ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         self.pool: Any = None
         self.trainers: Trainers | None = None
