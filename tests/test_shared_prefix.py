@@ -21,13 +21,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from coterie.microbatches import microbatches
 from coterie.policies import causal_lm, packing, two_part
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.tiny import TinySpec, character_tokenizer
 from coterie.policies.two_part import Layout, Rule, two_part_attention
 from coterie.rollouts import Prompt, Rollouts, Sampling
-from coterie.update import microbatches
 
 CHARACTERS = "0123456789+=abcdef"
 SHAPE: dict[str, Any] = {

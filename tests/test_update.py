@@ -13,10 +13,11 @@ from coterie import loop
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import PolicyError, RecipeError
+from coterie.microbatches import microbatches
 from coterie.recipe import resolve
 from coterie.rollouts import Rollouts
 from coterie.run import Run, build
-from coterie.update import microbatches, update
+from coterie.update import update
 from tests.e2e.conftest import TINY
 
 # dense rewards give every group a spread; the seed keeps prompts and weights the same over all runs of a test

@@ -9,12 +9,12 @@ from environments.worlds import Faulty, Later, Spoken, Walk
 
 from coterie.environments import World, episode_return
 from coterie.errors import PolicyError, RecipeError, RunError
+from coterie.microbatches import microbatches
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import ModelSpec
 from coterie.policies.tiny import TinySpec
 from coterie.rollout.episodes import play
 from coterie.rollouts import Prompt, Rollouts, Sampling
-from coterie.update import microbatches
 
 CHARACTERS = "0123456789+=-abcdef t<>u"
 TEMPLATE = (

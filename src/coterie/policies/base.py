@@ -89,6 +89,13 @@ class Gaussian(Policy, Protocol):
         """What `best_gap` of each decision is measured from, 0 elsewhere. [B,T,...]"""
 
 
+class Showing(Policy, Protocol):
+    """A policy that can look at a rollout with another in its prompt: one that has the columns of SHOWN."""
+
+    def score_shown(self, rollouts: Rollouts, template: str) -> dict[str, Tensor]:
+        """These columns, whole groups given; `template` tells how the other stands in the prompt. [B,T] each"""
+
+
 class Estimating(Policy, Protocol):
     """A policy whose log-probs may be estimates over drawn noise, not those captured while sampling."""
 
