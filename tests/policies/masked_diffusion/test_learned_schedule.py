@@ -61,7 +61,7 @@ def roll(policy: MaskedDiffusion, **sampling: Any) -> Rollouts:
 )  # fmt: skip
 def test_actions_against_the_oracle(u: Any, m: Any, left: int, steps: int) -> None:
     schedule = Schedule(3, 0.3, 100.0).double()
-    schedule.weight.data[1] = torch.tensor(m) / 100.0
+    schedule.weight.data[1] = torch.tensor(m, dtype=torch.float64) / 100.0
     action = torch.tensor([u], dtype=torch.float64)
     got = float(schedule.logp(action.unsqueeze(1).expand(1, 2, 2))[0, 1].detach())
     if abs(u[0] - m[0]) < 3 and abs(u[1] - m[1]) < 3:  # the oracle's density underflows elsewhere
