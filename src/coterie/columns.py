@@ -79,6 +79,7 @@ episode      | B      | environment | int   | number of the episode, which rollo
 parent       | B      | environment | int   | rollout this one was forked from, itself where it was not
 branch       | B      | environment | int   | decision at which it was forked, -1 where it was not
 heat         | B      | environment | float | temperature it was drawn at over that of the run, 1 where as the run says
+ran          | B      | environment | int   | a tool call made anew: 1 it ran, 0 it did not; -1 the rollout is none
 anchor       | B      | environment | bool  | the task's reference answer, put beside the rollouts of its prompt
 given        | B T    | environment | bool  | token of the task's reference answer, put there before the rollout began
 prompt_index | B      | draw        | int   | stable index of the prompt in the task's training set

@@ -161,8 +161,9 @@ class Rollouts:
         return replace(self, columns=columns, media={name: m.to(device) for name, m in self.media.items()})
 
     def sampled(self) -> Rollouts:
-        """The rows that the policy sampled: without reference answers that stand beside them."""
-        return self.rows(~self["anchor"]) if "anchor" in self else self
+        """The rows in which the policy did the task: without reference answers and tool calls made anew beside them."""
+        out = self.rows(~self["anchor"]) if "anchor" in self else self
+        return out.rows(out["ran"] < 0) if "ran" in out else out
 
     @staticmethod
     def concat(parts: Sequence[Rollouts]) -> Rollouts:

@@ -165,6 +165,7 @@ _MENDS = {
     "episode": "a world of several agents does: task=dilemma",
     "parent": "a strategy that forks does: rollout.strategy=segment_probes, or noise_tree where steps denoise",
     "anchor": "rollout.strategy=reference_answer does",
+    "ran": "rollout.strategy=retried_calls does, in a world of tools",
     "given": "rollout.strategy=inpainted does",
     "heat": "rollout.strategy=tempered_extra does",
     "branch": "a strategy that forks does: rollout.strategy=segment_probes, or noise_tree where steps denoise",

@@ -35,7 +35,7 @@ EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"
 DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard", "sage-grpo", "vgpo")
 WORLD = [f"task={Path(__file__).with_name('walk.py')}:walk", "rollout.max_tokens=24"]
 DILEMMA = ["task=dilemma", "rollout.max_tokens=24"]
-WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt", "ui-s1", "agent-gym-rl")
+WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt", "thor", "ui-s1", "agent-gym-rl")
 WINDOW = ["rollout.strategy.size=2", "rollout.strategy.every=1"]
 FORKS = ["rollout.strategy.steps=[0,2]"]
 TREE = ["denoise.steps=4", "rollout.group_size=8", "rollout.strategy.splits=[0,1,2]"]

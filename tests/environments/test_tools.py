@@ -164,15 +164,19 @@ def test_a_world_of_tools(format: Any, chat: bool) -> None:
     row = {"prompt": [{"role": "user", "content": "?"}] if chat else "?", "sky": "long and blue"}
     world.reset(row)
     step = world.step(write(Call("add", {"a": 2, "b": 3}), format))
-    assert "5" in told(step) and not step.done and step.info == {"calls": 1, "valid": True, "success": False}
+    assert "5" in told(step) and not step.done
+    assert step.info == {"calls": 1, "valid": True, "success": False, "ran": True}
     assert isinstance(step.observation, str) != chat
     assert "long a… (7 characters more)" in told(world.step(write(Call("look", {"where": "up"}), format)))
-    assert "error: there is nothing below" in told(world.step(write(Call("look", {"where": "down"}), format)))
+    wrong = world.step(write(Call("look", {"where": "down"}), format))
+    assert "error: there is nothing below" in told(wrong) and wrong.info["valid"] and wrong.info["ran"] is False
     bad = world.step(write(Call("jump", {}), format))
     assert "error: there is no tool 'jump'" in told(bad) and not bad.info["valid"] and bad.info["calls"] == 2
+    assert bad.info["ran"] is False
     assert "error: argument 'a'" in told(world.step(write(Call("add", {"a": "x"}), format)))
     end = world.step("<answer>5</answer>")
     assert end.done and end.reward == 1.0 and end.info["success"] and end.info["answer"] == "5"
+    assert "ran" not in end.info
     world.reset(row)
     end = world.step("6")
     assert end.done and end.reward == 0.25 and not end.info["success"] and end.info["calls"] == 0

@@ -64,6 +64,7 @@ SPECIAL: dict[str, Any] = {
     "turn": lambda rng, t: turns(rng.integers(0, 5, t["mask"].shape), t["mask"]),
     "parent": lambda rng, t: parents(t["groups"]),
     "branch": lambda rng, t: np.where(t["parent"] == np.arange(B), -1, rng.integers(0, 5, B)),
+    "ran": lambda rng, t: np.arange(B) % 3 - 1,
     "heat": lambda rng, t: rng.choice([1.0, 1.0, 1.2], B),
     "given": lambda rng, t: t["mask"] & (rng.random(t["mask"].shape) < 0.4),
     "anchor": lambda rng, t: rng.random(B) < 0.25,

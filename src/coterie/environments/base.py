@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from coterie.rollout.contexts import Context
 
 
+RAN = "ran"
+"""Name in a step's info: whether the action's tool calls ran."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What an action leads to. `observation` is text the policy reads next, or a message ({"role": "tool", …}) where
     prompts are conversations. `info` goes to reward functions with the episode; its "success" is the verdict and its
-    "state" the state's key, where that is more than the observation.
+    "state" the state's key, where that is more than the observation. Its "ran" is whether the tool calls of the action
+    ran without an error, left out where it calls none.
     """
 
     observation: str | Mapping[str, Any]

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from coterie.environments.base import Step
+from coterie.environments.base import RAN, Step
 from coterie.sandbox import Limits
 from coterie.sandbox.evaluator import Evaluator
 
-ASK, ANSWER, END = "?", "!", ">"
+ASK, ANSWER, END, ERROR = "?", "!", ">", "e"
 LIMITS = Limits(seconds=24 * 3600.0, cpu_seconds=5, memory_mib=128)
 """Of the sandbox that all expressions share; an expression has seconds (`sandbox.evaluator`)."""
 LONGEST = 12
@@ -30,7 +30,10 @@ class Calculator:
         if action.startswith(ANSWER):
             right = action[1:] == self.answer
             return Step(END, float(right), True, {"success": right})
-        return Step((calculate(action[1:]) if action.startswith(ASK) else "e") + END, info={"success": False})
+        if not action.startswith(ASK):
+            return Step(ERROR + END, info={"success": False})
+        said = calculate(action[1:])
+        return Step(said + END, info={"success": False, RAN: said != ERROR})
 
 
 @functools.lru_cache(4096)
@@ -40,9 +43,9 @@ def calculate(expression: str) -> str:
     try:
         compile(expression, "expression", "eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return "e"
+        return ERROR
     said = _evaluator().value(expression) or ""
-    return said[:LONGEST] if said.isascii() and said.removeprefix("-").isdigit() else "e"
+    return said[:LONGEST] if said.isascii() and said.removeprefix("-").isdigit() else ERROR
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from coterie.environments.base import Step
+from coterie.environments.base import RAN, Step
 from coterie.environments.tool_calls import Call, Format, parse
 from coterie.environments.tools import Tool, ToolError
 
@@ -20,7 +20,7 @@ class ToolWorld:
     What cannot be understood, a tool that is not there, arguments that do not fit and a tool's ToolError are answered
     with a text that says so. Any other exception of a tool breaks the episode down. longest: characters of a result
     that are shown. `info` has `calls` (made so far that a tool answered), `valid` (whether this action was understood)
-    and at the end `answer`.
+    and at the end `answer`; before it `ran`, whether a tool answered every call of this action.
 
     In a conversation an answer is a message of the role "tool", several results in one; else text.
     """
@@ -42,6 +42,7 @@ class ToolWorld:
             score = float(self.judge(said.answer, self.row))
             return Step(self._told([]), score, True, {**self._info(True), "success": score >= 1, "answer": said.answer})
         results = [f"error: {problem}" for problem in said.problems]
+        before = self.answered
         for call in said.calls:
             try:
                 result = self.tools[call.name](call.arguments, self.row)
@@ -52,7 +53,8 @@ class ToolWorld:
                 results.append(self._cut(result))
                 self.answered += 1
                 self.trace.append((call, result))
-        return Step(self._told(results), info={**self._info(not said.problems), "success": False})
+        ran = self.answered - before == len(results)
+        return Step(self._told(results), info={**self._info(not said.problems), "success": False, RAN: ran})
 
     def _info(self, valid: bool) -> dict[str, Any]:
         return {"calls": self.answered, "valid": valid}

@@ -104,6 +104,19 @@ def go_on(
     return out
 
 
+def tokens_before(policy: Any, ids: Sequence[int], words: str) -> int | None:
+    """How many tokens come before the first place where their text has these words; None where it has not."""
+    text = policy.decode(ids)
+    if not words or words not in text:
+        return None
+    low, high = 0, len(ids)
+    while low < high:  # the most tokens whose text does not reach into it
+        middle = (low + high + 1) // 2
+        short = len(policy.decode(ids[:middle])) <= text.index(words)
+        low, high = (middle, high) if short else (low, middle - 1)
+    return low
+
+
 def start(policy: Any, prompts: Sequence[Prompt]) -> list[Line]:
     """An empty line for each prompt."""
     nothing = torch.zeros(0, device=policy.device)

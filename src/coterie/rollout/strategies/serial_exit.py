@@ -9,7 +9,7 @@ import torch
 
 from coterie.errors import RecipeError
 from coterie.pieces import strategy
-from coterie.rollout.forks import Line, go_on, lines_of, refuse_stop_strings, room, table
+from coterie.rollout.forks import Line, go_on, lines_of, refuse_stop_strings, room, table, tokens_before
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.streams import stream
 
@@ -67,12 +67,5 @@ def serial_exit(
 def _thought(policy: Any, line: Line, end: str) -> int:
     """How many tokens of a completion come before the text `end`, or before the token that ended it."""
     ids = line.tokens.tolist()
-    text = policy.decode(ids)
-    if not end or end not in text:
-        return len(ids) - (not line.truncated)
-    low, high = 0, len(ids)
-    while low < high:  # the most tokens whose text does not reach into it
-        middle = (low + high + 1) // 2
-        short = len(policy.decode(ids[:middle])) <= text.index(end)
-        low, high = (middle, high) if short else (low, middle - 1)
-    return low
+    before = tokens_before(policy, ids, end)
+    return len(ids) - (not line.truncated) if before is None else before
