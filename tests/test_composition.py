@@ -45,7 +45,7 @@ VARIED = ("scope", "scale", "level")
 """Settings whose choices are drawn too."""
 LATER = {"token_rewards", "advantages", "ratio", "step", "budget", "reward_weights"}
 """Columns that the loop makes on the way, or that are no columns of a table."""
-SCORED = ("logp", "entropy", "kl_ref", "mean_gap", "kl_shown", "best_gap")
+SCORED = ("logp", "entropy", "kl_ref", "mean_gap", "kl_shown", "best_gap", "fine_gap")
 """Columns that carry gradient."""
 PROVIDED = frozenset(name for name, c in COLUMNS.items() if c.provider == "environment")
 STEP = 3

@@ -95,7 +95,7 @@ PLAIN = {"coef", "eps", "eps_low", "eps_high", "ddof", "gamma"}
 
 ROW_LEVEL = frozenset(n for n, c in COLUMNS.items() if c.shapes != ("scalar",))
 WIDE = frozenset(n for n, c in COLUMNS.items() if "B T" in c.shapes)
-DIFFERENTIABLE = ("logp", "entropy", "kl_ref", "mean_gap", "kl_shown", "best_gap")
+DIFFERENTIABLE = ("logp", "entropy", "kl_ref", "mean_gap", "kl_shown", "best_gap", "fine_gap")
 DTYPES = (torch.float64, torch.float32)
 
 

@@ -61,6 +61,7 @@ influence    | B T    | policy      | float | by how much a step on this decisio
 kl_ref       | B T    | policy      | float | exact KL from the reference's decision to ours; carries gradient
 mean_gap     | B T    | policy      | float | exact KL from the decision as it was taken to ours; carries gradient
 best_gap     | B T    | policy      | float | squared distance to the velocity on the group's best path; has gradient
+fine_gap     | B T    | policy      | float | squared distance to the reference's velocity of finer steps; has gradient
 logp_min_p   | B T    | policy      | float | log-prob before the update without unlikely tokens; -inf where this is one
 logp_tempered| B T    | policy      | float | log-prob before the update at another temperature
 hidden_square| B T    | policy      | float | squared norm of what the output layer reads, over the temperature
@@ -105,9 +106,12 @@ SHOWN = frozenset({"kl_shown", "entropy_shown"})
 BEFORE = CURVATURE | {"logp_min_p", "logp_tempered", "logp_train"}
 """Columns of the policy that are made once a batch, before its first optimizer step, without gradient."""
 
-ARGUMENT = {"logp_min_p": "min_p", "logp_tempered": "temperature", "matched": "pattern"} | dict.fromkeys(
-    sorted(SHOWN), "template"
-)
+ARGUMENT = {
+    "logp_min_p": "min_p",
+    "logp_tempered": "temperature",
+    "matched": "pattern",
+    "fine_gap": "substeps",
+} | dict.fromkeys(sorted(SHOWN), "template")
 """Columns that depend on the piece that reads them, and the name of its setting (or attribute, if it has memory)."""
 
 

@@ -326,6 +326,9 @@ def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -
     if "best_gap" in wanted(run.recipe, "policy", slots) and "velocity_best" not in rollouts.media:
         with clock.phase("reference"):
             rollouts = _with_best_velocities(run, rollouts)
+    if "fine_gap" in wanted(run.recipe, "policy", slots) and "velocity_fine" not in rollouts.media:
+        with clock.phase("reference"):
+            rollouts = _with_fine_velocities(run, rollouts, argument(run.recipe, "fine_gap", step))
     frozen = wanted(run.recipe, "reference", slots) | wanted(run.recipe, "teacher", slots)
     missing = {c for c in frozen if c not in rollouts}
     if slots != "objective":
@@ -359,6 +362,14 @@ def _with_best_velocities(run: Run, rollouts: Rollouts) -> Rollouts:
     for rows in _own_microbatches(run, rollouts, run.settings.update.tokens_per_microbatch, True):
         found[rows] = cast(Gaussian, run.policy).best_velocities(rollouts.rows(rows))
     return replace(rollouts, media={**rollouts.media, "velocity_best": run.workers.sum(found)})
+
+
+def _with_fine_velocities(run: Run, rollouts: Rollouts, substeps: int) -> Rollouts:
+    """The rollouts with the reference's velocity over each step, walked in finer ones, beside their states."""
+    found = torch.zeros_like(rollouts.media["states"][:, 1:])
+    for rows in _own_microbatches(run, rollouts, run.settings.update.tokens_per_microbatch):
+        found[rows] = run.reference().fine_velocities(rollouts.rows(rows), substeps)
+    return replace(rollouts, media={**rollouts.media, "velocity_fine": run.workers.sum(found)})
 
 
 def score_live(

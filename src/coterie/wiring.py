@@ -91,7 +91,7 @@ def check(
         )
     if strategy.slug in ("renoised", "explored"):  # their decisions stand in no order
         for slot, bound in recipe.all_bound():
-            if {"preview_rewards", "best_gap"} & {*bound.piece.required}:
+            if {"preview_rewards", "best_gap", "fine_gap"} & {*bound.piece.required}:
                 raise RecipeError(
                     f"{slot}={bound.piece.slug} follows the steps of a path, and the decisions of "
                     f"rollout.strategy={strategy.slug} are draws of noise on finished samples",
@@ -288,7 +288,7 @@ def whitens(bound: BoundPiece) -> bool:
 
 def reads_reference(recipe: Recipe) -> bool:
     """Whether some piece needs the reference policy: a column of it, or one that is measured against it."""
-    return bool(wanted(recipe, "reference")) or "kl_ref" in wanted(recipe, "policy")
+    return bool(wanted(recipe, "reference")) or bool({"kl_ref", "fine_gap"} & wanted(recipe, "policy"))
 
 
 def wanted(recipe: Recipe, provider: str, *slots: str) -> set[str]:

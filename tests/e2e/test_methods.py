@@ -32,7 +32,7 @@ REWARDS = Path(__file__).with_name("rewards.py")
 TESTS = ("positions", "brevity")
 JUDGE = f"rewards.pairwise.judge={Path(__file__).parents[2] / 'examples/pairwise_judge.py'}:closer"
 EASY = ["task.digits=1", "task.alphabet='01'", "task.train=1", "task.held_out=1"]  # one in sixteen is right by chance
-DENOISING = ("cps", "dancegrpo", "ddpo", "flow-grpo", "grpo-guard", "sage-grpo", "vgpo")
+DENOISING = ("cps", "dancegrpo", "ddpo", "flash-dmd", "flow-grpo", "grpo-guard", "sage-grpo", "vgpo")
 WORLD = [f"task={Path(__file__).with_name('walk.py')}:walk", "rollout.max_tokens=24"]
 DILEMMA = ["task=dilemma", "rollout.max_tokens=24"]
 WORLDLY = ("agent-flow", "gigpo", "hgpo", "iter-research", "mapo", "salt", "thor", "ui-s1", "agent-gym-rl")
@@ -124,7 +124,7 @@ def test_it_trains(slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, float)), row
     before, after = weights_at(result.path, 0), weights_at(result.path, 2)
     assert any(not torch.equal(before[k], after[k]) for k in before)
-    asks = any({"logp_ref", "kl_ref"} & {*bound.piece.required} for _, bound in recipe.all_bound())
+    asks = any({"logp_ref", "kl_ref", "fine_gap"} & {*bound.piece.required} for _, bound in recipe.all_bound())
     assert len(made) == int(asks)
 
 

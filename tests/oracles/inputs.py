@@ -52,6 +52,7 @@ SPECIAL: dict[str, Any] = {
     "entropy": lambda rng, t: rng.exponential(1.0, t["mask"].shape),
     "kl_ref": lambda rng, t: rng.exponential(0.1, t["mask"].shape),
     "best_gap": lambda rng, t: 0.2 * np.abs(np.sin(5 * t["logp_old"])),
+    "fine_gap": lambda rng, t: 0.2 * np.abs(np.cos(4 * t["logp_old"])),
     "mean_gap": lambda rng, t: rng.exponential(0.1, t["mask"].shape),
     "step_std": lambda rng, t: rng.uniform(0.1, 1.0, t["mask"].shape),
     "step_size": lambda rng, t: rng.uniform(0.05, 0.2, t["mask"].shape),

@@ -88,6 +88,9 @@ class Gaussian(Policy, Protocol):
     def best_velocities(self, rollouts: Rollouts) -> Tensor:
         """What `best_gap` of each decision is measured from, 0 elsewhere. [B,T,...]"""
 
+    def fine_velocities(self, rollouts: Rollouts, substeps: int) -> Tensor:
+        """What `fine_gap` of each decision is measured from, 0 elsewhere. [B,T,...]"""
+
 
 class Showing(Policy, Protocol):
     """A policy that can look at a rollout with another in its prompt: one that has the columns of SHOWN."""

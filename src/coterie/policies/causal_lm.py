@@ -51,6 +51,7 @@ class CausalLM(TransformersPolicy):
         "step_size": "tokens have no noise level",
         "step_gain": "tokens have no velocity",
         "best_gap": "tokens have no velocity",
+        "fine_gap": "tokens have no velocity",
         "kl_ref": "the term kl estimates it for tokens",
         "mean_gap": "tokens have no mean",
     }

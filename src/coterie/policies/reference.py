@@ -48,6 +48,12 @@ class Reference:
             return cast(Gaussian, self.policy).means(rollouts)
 
     @torch.no_grad()
+    def fine_velocities(self, rollouts: Rollouts, substeps: int) -> Tensor:
+        """Velocities over whole steps, walked in `substeps`, for `fine_gap`. [B,T,...]"""
+        with self._in_place():
+            return cast(Gaussian, self.policy).fine_velocities(rollouts, substeps)
+
+    @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Follow the policy. `step` counts optimisation steps done, from 1."""
         if self._weights is None or self.update == "frozen":

@@ -33,6 +33,8 @@ class DiffusersPolicy(FlowPolicy):
     tokens here are the code points. Samples are pictures [H,W,3] or videos [F,H,W,3] from 0 to 1.
     """
 
+    lacks = FlowPolicy.lacks | {"fine_gap": "the noise levels of its schedulers are not among those of more steps"}
+
     def __init__(
         self, pipe: Any, settings: DiffusersSpec, architecture: Architecture, source: Path | None = None
     ) -> None:

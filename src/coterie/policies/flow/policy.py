@@ -24,7 +24,7 @@ from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
 
 PARTS, ZERO = 1000, 20_000
 """A number that a model is told is a token: so many a unit, and the one that is 0."""
-PROVIDES = ("logp", "kl_ref", "mean_gap", "best_gap")
+PROVIDES = ("logp", "kl_ref", "mean_gap", "best_gap", "fine_gap")
 
 
 @dataclass
@@ -368,10 +368,12 @@ class FlowPolicy:
     # Scoring
 
     def score(self, rollouts: Rollouts, want: Collection[str] = ("logp",)) -> dict[str, Tensor]:
-        """{"logp", "kl_ref", "mean_gap", "best_gap"} [B,T] as wanted, of the decisions under the mask; 0 elsewhere.
+        """{"logp", "kl_ref", "mean_gap", "best_gap", "fine_gap"} [B,T] as wanted, of the decisions under the mask; 0
+        elsewhere.
 
         Differentiable when gradients are on; the stored states take none. All decisions in one forward pass: the caller
-        micro-batches. `kl_ref` needs `mean_ref` in media, `mean_gap` `mean_old`, and `best_gap` `velocity_best`.
+        micro-batches. `kl_ref` needs `mean_ref` in media, `mean_gap` `mean_old`, `best_gap` `velocity_best`, and
+        `fine_gap` `velocity_fine`.
         """
         unknown = set(want) - set(PROVIDES)
         if unknown:
@@ -387,8 +389,9 @@ class FlowPolicy:
         for name, other in (("kl_ref", "mean_ref"), ("mean_gap", "mean_old")):
             if name in want:
                 found[name] = steps.divergence(mean, rollouts.media[other][row, step], std, spec.reduce)
-        if "best_gap" in want:
-            found["best_gap"] = steps.reduced((v - rollouts.media["velocity_best"][row, step]) ** 2, "mean")
+        for name, other in (("best_gap", "velocity_best"), ("fine_gap", "velocity_fine")):
+            if name in want:
+                found[name] = steps.reduced((v - rollouts.media[other][row, step]) ** 2, "mean")
         return {name: x.new_zeros(mask.shape).masked_scatter(mask, x) for name, x in found.items()}
 
     def means(self, rollouts: Rollouts) -> Tensor:
@@ -425,6 +428,25 @@ class FlowPolicy:
         leader, spec = best[groups[row]], _spec(rollouts.sampling)
         x = rollouts.media["states"][leader, step]
         out[row, step] = self.velocity(x, rollouts.prompts, groups[row], step, spec, forked=True)
+        return out
+
+    @torch.no_grad()
+    def fine_velocities(self, rollouts: Rollouts, substeps: int) -> Tensor:
+        """For each decision the velocity that leads in one step to where the ODE leads in `substeps`, evenly spaced
+        before the shift as steps are, from the state before it. 0 elsewhere. [B,steps,*shape]
+        """
+        if substeps < 1:
+            raise PolicyError(f"a step has at least one substep, got {substeps}", where="substeps", hint="substeps=4")
+        row, step = rollouts["mask"].nonzero(as_tuple=True)
+        spec = _spec(rollouts.sampling)
+        spec = replace(spec, steps=substeps * spec.steps)
+        levels, groups = self.levels(spec), rollouts["groups"][row]
+        first = x = rollouts.media["states"][row, step]
+        wide = (-1, *[1] * (x.dim() - 1))
+        for at in (substeps * step + k for k in range(substeps)):
+            x = x + self.velocity(x, rollouts.prompts, groups, at, spec) * (levels[at + 1] - levels[at]).view(wide)
+        out = torch.zeros_like(rollouts.media["states"][:, 1:])
+        out[row, step] = (x - first) / (levels[substeps * (step + 1)] - levels[substeps * step]).view(wide)
         return out
 
     def _transitions(self, rollouts: Rollouts, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:

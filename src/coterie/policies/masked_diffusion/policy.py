@@ -48,6 +48,7 @@ class MaskedDiffusion(TransformersPolicy):
         "step_size": "unmaskings have no noise level",
         "step_gain": "unmaskings have no velocity",
         "best_gap": "unmaskings have no velocity",
+        "fine_gap": "unmaskings have no velocity",
         "kl_ref": "the term kl estimates it for unmaskings",
         "mean_gap": "unmaskings have no mean",
         "hidden_square": "it is made for tokens one after another",
