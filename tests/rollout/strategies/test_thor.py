@@ -213,6 +213,10 @@ def test_how_many_calls_are_taken_back(policy: CausalLM) -> None:
     again = rolled(policy, calls=1)
     assert torch.equal(again["tokens"], one["tokens"])
     assert again.texts == one.texts
+    few = retried_calls(
+        policy, *asked(policy), False, replace(world(), processes=5), calls=1, retries=6, back=1, begins="?"
+    )
+    assert few.texts == one.texts and torch.equal(few["ran"], one["ran"])  # with some episodes at a time
     anew = rolled(policy, begins="no such text")  # then the whole action is
     assert {len(p.tokens) for p in anew.prompts[3:]} <= {len(p.tokens) for p in rolled(policy, back=99).prompts}
 
@@ -243,9 +247,10 @@ def test_settings_that_make_no_sense_are_refused(policy: CausalLM) -> None:
     for wrong in ({"retries": 1}, {"back": -1}, {"calls": -2}):
         with pytest.raises(RecipeError, match="retried_calls needs 2 retries or more"):
             rolled(policy, **wrong)
-    with pytest.raises(RecipeError, match="lets the policy read a part"):
-        narrow: Any = object()
-        retried_calls(policy, *asked(policy), False, replace(world(), context=narrow))
+    narrow: Any = object()
+    for said, other in {"a context": {"context": narrow}, "several agents": {"agents": ("a", "b")}}.items():
+        with pytest.raises(RecipeError, match=f"this world has {said}"):
+            retried_calls(policy, *asked(policy), False, replace(world(), **other))
 
 
 def test_calls_that_all_fail_again_have_no_gradient() -> None:

@@ -63,11 +63,12 @@ def retried_calls(
     A retry that the world fails is left out, and so is one whose earlier actions it answers in another way than before.
     """
     refuse_stop_strings(sampling, "retried_calls")
-    if world.context is not None:
+    if world.context is not None or world.agents:
         raise RecipeError(
-            "retried_calls goes back in a whole episode, and this world lets the policy read a part of it",
+            "retried_calls goes back in the whole episode of one agent, and this world has "
+            + ("several agents" if world.agents else "a context"),
             where="rollout.strategy=retried_calls",
-            hint="rollout.strategy=plain, or a world without a context",
+            hint="rollout.strategy=plain",
         )
     if retries < 2 or back < 0 or calls < -1:
         raise RecipeError(
