@@ -106,6 +106,7 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
     from coterie.clock import Clock
     from coterie.collect import _apply_filters, _tell, shape
     from coterie.history import History
+    from coterie.learner import Learner
     from coterie.loop import credit, select
     from coterie.metrics import Collector, collect
     from coterie.run import Run, optimizer_at
@@ -124,6 +125,7 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
         budget=settings.rollout.max_tokens, recorded=None, workers=Alone(),
     )  # fmt: skip
     run.table = lambda rollouts, step: Run.table(run, rollouts, step)
+    run.learner = Learner(policy)  # type: ignore[arg-type]
     serial = recipe.single["rollout.strategy"].piece.slug == "serial_exit"
     history: list[Figures] = []
     for step in range(steps):

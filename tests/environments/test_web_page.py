@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterator
@@ -92,14 +93,26 @@ def test_a_page_loads_nothing_but_itself(browser: None, tmp_path: Path, monkeypa
     world = WebPage()
     world.reset(ROW)
     failed: list[str] = []
-    world.page.context.on("requestfailed", lambda request: failed.append(request.url))
-    world.page.reload()
-    world.page.wait_for_timeout(300)
-    assert world.page.evaluate("window.got") == []
-    assert world.page.evaluate("window.loaded") == []
+
+    def look() -> tuple[Any, Any]:
+        world.page.context.on("requestfailed", lambda request: failed.append(request.url))
+        world.page.reload()
+        world.page.wait_for_timeout(300)
+        found = world.page.evaluate("window.got"), world.page.evaluate("window.loaded")
+        with pytest.raises(Exception, match="ERR"):
+            world.page.goto("https://example.com/")
+        return found
+
+    assert world_module._browsing(look) == ([], [])
     assert {url.split("/")[2] for url in failed} >= {"127.0.0.1:1", "example.com"}
-    with pytest.raises(Exception, match="ERR"):
-        world.page.goto("https://example.com/")
+
+
+def test_others_may_run_an_event_loop_while_a_page_is_open(browser: None) -> None:
+    async def nothing() -> int:
+        return 1
+
+    WebPage().reset(ROW)
+    assert asyncio.run(nothing()) == 1
 
 
 def test_the_script_fills_in_forms(browser: None) -> None:

@@ -6,10 +6,13 @@ import atexit
 import functools
 import html
 import os
+import queue
 import shutil
 import tempfile
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +39,18 @@ class WebPage:
     """
 
     def reset(self, row: Mapping[str, Any]) -> str:
+        return _browsing(lambda: self._reset(row))
+
+    def step(self, action: str) -> Step:
+        return _browsing(lambda: self._step(action))
+
+    def _reset(self, row: Mapping[str, Any]) -> str:
         self.row = row
         self._close()
         self.page, self._closing = _open(page_of(row["widgets"]), self)
         return self._seen()
 
-    def step(self, action: str) -> Step:
+    def _step(self, action: str) -> Step:
         act = read(action)
         if isinstance(act, Act) and act.action not in NAMES:
             act = f"there is no action {act.action[:20]!r}; there are {', '.join(NAMES)}"
@@ -134,6 +143,31 @@ def chromium() -> str | None:
 
 
 @functools.cache
+def _calls() -> queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]]:
+    """What the browser's thread is to call, and where the answers go."""
+    waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+
+    def serve() -> None:
+        while True:
+            future, call = waiting.get()
+            try:
+                future.set_result(call())
+            except Exception as error:  # the caller's, who waits for it
+                future.set_exception(error)
+
+    threading.Thread(target=serve, name="browser", daemon=True).start()
+    return waiting
+
+
+def _browsing(call: Callable[[], Any]) -> Any:
+    """Call it on the browser's own thread: Playwright runs an event loop in the thread that calls it, in which nobody
+    else could run one."""
+    future: Future[Any] = Future()
+    _calls().put((future, call))
+    return future.result()
+
+
+@functools.cache
 def _browser() -> tuple[Any, str]:
     """One browser for this process, which resolves no names, and the folder of its pages."""
     try:
@@ -151,9 +185,12 @@ def _browser() -> tuple[Any, str]:
 
     folder = tempfile.mkdtemp(prefix="coterie-pages-")
 
-    def end() -> None:
+    def stop() -> None:
         browser.close()
         driver.stop()
+
+    def end() -> None:
+        _browsing(stop)
         shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(end)

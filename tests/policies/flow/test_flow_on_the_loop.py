@@ -96,7 +96,7 @@ def test_every_piece_runs_or_says_why_not(piece: Piece) -> None:
 
 def test_the_walk_runs_most_pieces() -> None:
     runs = [p for p in PIECES if not {*p.required} & (FlowPolicy.lacks.keys() | ENVIRONMENT)]
-    assert len(runs) > 0.7 * len(PIECES)
+    assert len(runs) > 0.6 * len(PIECES)
     for kind in ("ratio", "trust_region", "loss", "term", "aggregation", "baseline", "modifier", "selection"):
         assert any(p.kind == kind for p in runs)
     refused = {p.slug for p in PIECES if {*p.required} & FlowPolicy.lacks.keys()}
