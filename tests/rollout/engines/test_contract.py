@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.tiny import TinySpec
 from coterie.rollout.engines.base import Request
-from coterie.rollout.engines.vllm import VLLMEngine, merged_weights
+from coterie.rollout.engines.vllm import VLLMEngine, _Made, merged_weights
 from coterie.rollouts import Sampling
 
 TINY = TinySpec(family="qwen3", width=64, heads=2, vocabulary="abcdefgh", context=48)
@@ -187,6 +188,23 @@ def test_weights_for_another_engine_have_the_adapters_in_them():
     ids = torch.tensor([[1, 3, 4, 5]])
     with torch.no_grad():
         assert torch.allclose(plain.model(ids).logits, adapted.model(ids).logits, atol=1e-5)
+
+
+def test_what_vllm_says_bit_by_bit_is_put_together():
+    def said(ids, reason=None):
+        logprobs = [{i: SimpleNamespace(logprob=-i / 10), 99: SimpleNamespace(logprob=-9.0)} for i in ids]
+        return SimpleNamespace(token_ids=tuple(ids), logprobs=logprobs, finish_reason=reason)
+
+    made = _Made(2, 6)
+    made.take(1, said([5]))
+    made.take(0, said([3, 4, 2], "stop"))
+    made.take(1, said([6, 7]))
+    assert made.ended.tolist() == [True, False]
+    made.take(1, said([], "length"))
+    found = made.generation("cpu", True)
+    assert found.tokens.tolist() == [[3, 4, 2], [5, 6, 7]] and found.mask.all()
+    assert torch.allclose(found.logp, -found.tokens / 10)
+    assert found.truncated.tolist() == [False, True] and found.ended.tolist() == [True, True]
 
 
 @pytest.mark.skipif(has_vllm(), reason="vLLM is here")

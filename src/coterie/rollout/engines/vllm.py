@@ -94,7 +94,7 @@ class VLLMEngine:
             detokenize=bool(asked.stop),
             skip_special_tokens=False,
             allowed_token_ids=sorted(set(range(words)) - set(self.forbid)) if self.forbid else None,
-            output_kind=RequestOutputKind.CUMULATIVE if partly else RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if partly else RequestOutputKind.FINAL_ONLY,
         )
 
     # Weights
@@ -153,12 +153,15 @@ class _Made:
         self.logp = torch.zeros(rows, width)
         self.truncated = torch.ones(rows, dtype=torch.bool)
         self.ended = torch.zeros(rows, dtype=torch.bool)
+        self.lengths = [0] * rows
 
     def take(self, row: int, output: Any) -> None:
-        ids, count = list(output.token_ids), len(output.token_ids)
-        self.tokens[row, :count] = torch.tensor(ids, dtype=torch.int64)
-        self.mask[row, :count] = True
-        self.logp[row, :count] = torch.tensor([p[i].logprob for p, i in zip(output.logprobs, ids, strict=True)])
+        """What came since the last time."""
+        ids, start = list(output.token_ids), self.lengths[row]
+        new = slice(start, start + len(ids))
+        self.tokens[row, new], self.mask[row, new] = torch.tensor(ids, dtype=torch.int64), True
+        self.logp[row, new] = torch.tensor([p[i].logprob for p, i in zip(output.logprobs, ids, strict=True)])
+        self.lengths[row] = new.stop
         if output.finish_reason is not None:
             self.ended[row], self.truncated[row] = True, output.finish_reason == "length"
 
