@@ -188,6 +188,12 @@ def same(got: Outcome, want: Outcome, order: Tensor | None = None, tolerance: fl
         torch.testing.assert_close(got.gradients[column], gradient, rtol=tolerance, atol=tolerance * size)
 
 
+def undecided(advantages: Tensor) -> bool:
+    """Whether some advantage is 0 but for rounding, so that its sign, which pieces read, hangs on the order of a sum."""
+    size = advantages.nan_to_num().abs()
+    return bool(((size > 0) & (size < 1e-12)).any())
+
+
 @pytest.mark.parametrize("piece", PIECES, ids=name)
 @settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(data=st.data())
@@ -233,7 +239,8 @@ def test_it_composes_with_the_others(piece: Piece, data: st.DataObject) -> None:
     moved["groups"] = -3 * moved["groups"]  # the groups change their order too
     other = update(choice, moved)
     assert other is not None
-    same(other, found, order)
+    if not any(undecided(o.at("advantages")) for o in (found, other)):
+        same(other, found, order)
 
 
 def test_there_is_much_to_combine() -> None:
