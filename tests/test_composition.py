@@ -189,7 +189,7 @@ def same(got: Outcome, want: Outcome, order: Tensor | None = None, tolerance: fl
 
 
 def undecided(advantages: Tensor) -> bool:
-    """Whether some advantage is 0 but for rounding, so that its sign, which pieces read, hangs on the order of a sum."""
+    """Whether some advantage is 0 but for rounding: its sign, which pieces read, hangs on the order of a sum."""
     size = advantages.nan_to_num().abs()
     return bool(((size > 0) & (size < 1e-12)).any())
 
