@@ -93,6 +93,51 @@ def test_rows_fork_step_and_leave_mid_sequence(kind, name, padded):
         check(model, leaves, [[*grown[0], 4, 7, 3, 4, 5, 6, 7]])
 
 
+@pytest.mark.parametrize("kind", [Cached, Shared])
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_that_came_at_different_times_go_on_together(kind, name):
+    model = MODELS[name]()
+    decoder = kind(model).decoder
+    old, new = [[1, 3, 4, 5, 6], [1, 7, 8]], [[1, 9, 3, 4], [1, 4], [1, 8, 8]]
+    with torch.inference_mode():
+        state = decoder.prefill(old).fork(torch.tensor([0, 1, 1]))
+        for token in (3, 4, 5, 6, 7):
+            decoder.step([state], [torch.full((3,), token)])
+        both = decoder.merge(state, decoder.prefill(new))
+        if name == "gemma2" and kind is Cached:
+            assert both is None  # its cache forgets what has slid out of the window
+            return
+        histories = [[*old[i], 3, 4, 5, 6, 7] for i in (0, 1, 1)] + new
+        check(model, both, histories)
+
+        def step(histories, tokens):
+            decoder.step([both], [torch.tensor(tokens)])
+            histories = [[*h, t] for h, t in zip(histories, tokens, strict=True)]
+            check(model, both, histories)
+            return histories
+
+        histories = step(step(histories, [3, 4, 5, 6, 7, 8]), [8, 7, 6, 5, 4, 3])
+        branch = both.fork(torch.tensor([4, 0, 4]))
+        decoder.step([branch], [torch.tensor([5, 6, 7])])
+        check(model, branch, [[*histories[4], 5], [*histories[0], 6], [*histories[4], 7]])
+        both.keep(torch.tensor([5, 1, 3]))
+        histories = step([histories[i] for i in (5, 1, 3)], [6, 7, 8])
+        both = decoder.merge(decoder.prefill(old[:1]), both)  # the newer ones first
+        histories = step([old[0], *histories], [3, 3, 3, 3])
+        both.keep(torch.tensor([1, 3]))  # nobody is left that came first
+        assert (both.used if kind is Shared else both.cache.get_seq_length() - both.width) <= 4
+        step([histories[i] for i in (1, 3)], [5, 6])
+
+
+def test_mostly_padding_is_not_worth_one_pass():
+    model = build(TinySpec(family="llama", vocabulary="abcdefgh", context=2048), 0)[0]
+    for decoder in (Cached(model).decoder, Shared(model).decoder):
+        with torch.inference_mode():
+            long, short = decoder.prefill([[1] + [3] * 900] * 2), decoder.prefill([[1, 3, 4]] * 40)
+            assert decoder.merge(long, short) is None
+            assert decoder.merge(decoder.prefill([[1, 3, 4]] * 3), short) is not None
+
+
 def test_a_fork_copies_nothing_of_what_lies_before_it():
     model = MODELS["llama"]()
     decoder = Shared(model).decoder

@@ -161,6 +161,25 @@ def test_rows_that_wait_take_the_place_of_those_that_finish(make_engine):
     assert made.mask.sum(-1).tolist() == [2] * 4 + [6] * 4 + [3] * 4 + [2] * 4
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_rows_let_in_one_by_one_are_completed_alike(make_engine, family):
+    """Groups are parted where only some of their rows find room, and every prompt is still encoded once."""
+    asked = [request(r.prompt, range(10 * i, 10 * i + 7), max_tokens=2 + 5 * (i % 3)) for i, r in enumerate(MIXED)]
+    asked.append(request((1, 5, 5), range(40, 43), stop=("cd", "h"), max_tokens=20))
+    together = make_engine(family).generate(asked, entropy=True)
+    engine = make_engine(family, max_rows=5)
+    seen = watch(engine)
+    made = engine.generate(asked, entropy=True)
+    assert rows(made) == rows(together)
+    assert torch.equal(made.truncated, together.truncated)
+    for captured in ("logp", "entropy"):
+        torch.testing.assert_close(getattr(made, captured), getattr(together, captured), atol=2e-5, rtol=0)
+    assert max(n for n in seen if isinstance(n, int)) == 5
+    assert sorted(p for batch in seen if isinstance(batch, list) for p in batch) == sorted(
+        list(r.prompt) for r in asked
+    )
+
+
 def force(engine, token):
     """Make the model predict `token` always."""
     head = engine.model.get_output_embeddings()

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from coterie.rollout.engines.segments import worth_padding
 
 
 def accepted_arguments(model: Any) -> frozenset[str]:
@@ -33,6 +36,40 @@ class DecodeState:
     logits: Tensor
     mask: Tensor | None
     lengths: Tensor
+    width: int
+    """Slots that hold the longest prompt."""
+
+    @property
+    def held(self) -> int:
+        """Cached tokens of the prompts, padding included."""
+        return len(self) * self.width
+
+    @classmethod
+    def merged(cls, a: DecodeState, b: DecodeState) -> DecodeState | None:
+        """The rows of both, those of `a` first; `a` and `b` must not be used after that. None where it does not pay
+        (most of it would be padding) and for caches that do not keep everything (sliding windows, states).
+        """
+        slots = a.cache.get_seq_length(), b.cache.get_seq_length()
+        if not (_keeps_all(a.cache) and _keeps_all(b.cache) and worth_padding((len(a), slots[0]), (len(b), slots[1]))):
+            return None
+        more = [max(slots) - n for n in slots]
+        for x, y in zip(a.cache.layers, b.cache.layers, strict=True):
+            x.keys = torch.cat([pad(z.keys, (0, 0, n, 0)) for z, n in zip((x, y), more, strict=True)])
+            x.values = torch.cat([pad(z.values, (0, 0, n, 0)) for z, n in zip((x, y), more, strict=True)])
+        real = [s.lengths.new_ones(len(s), n) if s.mask is None else s.mask for s, n in zip((a, b), slots, strict=True)]
+        mask = torch.cat([pad(m, (n, 0)) for m, n in zip(real, more, strict=True)])
+        both = DecodeState(a.model, a.accepts, a.cache, a.logits, mask, a.lengths, max(a.width, b.width))
+        both.logits, both.lengths = torch.cat([a.logits, b.logits]), torch.cat([a.lengths, b.lengths])
+        both._trim(mask)
+        return both
+
+    def _trim(self, mask: Tensor) -> None:
+        """Slots in front that no row uses are given up."""
+        if spare := int(mask.amax(0).argmax()):
+            mask = mask[:, spare:]
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
+        self.mask = None if bool(mask.all()) else mask
 
     @classmethod
     def prefill(cls, model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> DecodeState:
@@ -46,7 +83,7 @@ class DecodeState:
         padded = any(len(p) != width for p in prompts)
         slots = torch.arange(width, device=device) - (width - lengths).unsqueeze(-1)
         mask = (slots >= 0).long() if padded else None
-        state = cls(model, accepted_arguments(model), DynamicCache(config=model.config), ids, mask, lengths)
+        state = cls(model, accepted_arguments(model), DynamicCache(config=model.config), ids, mask, lengths, width)
         state.logits = state._forward(ids, slots.clamp_min(0))
         return state
 
@@ -58,7 +95,7 @@ class DecodeState:
         # Shallow copies suffice: cache layers replace their tensors when they grow or select, never write into them.
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        forked = DecodeState(self.model, self.accepts, cache, self.logits, self.mask, self.lengths)
+        forked = DecodeState(self.model, self.accepts, cache, self.logits, self.mask, self.lengths, self.width)
         forked.keep(rows)
         return forked
 
@@ -68,6 +105,8 @@ class DecodeState:
         self.logits, self.lengths = self.logits[rows], self.lengths[rows]
         if self.mask is not None:
             self.mask = self.mask[rows]
+            if _keeps_all(self.cache):
+                self._trim(self.mask)
 
     def step(self, tokens: Tensor) -> None:
         """Append one token [n] to every row and predict the next."""
@@ -83,3 +122,10 @@ class DecodeState:
         if "logits_to_keep" in self.accepts:
             arguments["logits_to_keep"] = 1
         return self.model(**arguments).logits[:, -1]
+
+
+def _keeps_all(cache: Any) -> bool:
+    """Whether a cache holds every token it was given: no sliding window, no state instead of keys and values."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers)

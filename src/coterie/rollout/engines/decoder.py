@@ -22,6 +22,8 @@ class State(Protocol):
     """Rows about to take their next token, which `logits` [b,V] predict."""
 
     logits: Tensor
+    held: int
+    """Cached tokens of the prompts, padding included."""
 
     def __len__(self) -> int: ...
     def fork(self, rows: Tensor) -> Any: ...
@@ -38,6 +40,10 @@ class CachedDecoder:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> DecodeState:
         return DecodeState.prefill(self.model, prompts, self.model.device)
+
+    def merge(self, a: DecodeState, b: DecodeState) -> DecodeState | None:
+        """The rows of both in one state; None where that does not pay."""
+        return DecodeState.merged(a, b)
 
     def step(self, states: Sequence[DecodeState], tokens: Sequence[Tensor]) -> None:
         for state, ids in zip(states, tokens, strict=True):
@@ -82,6 +88,10 @@ class SharedDecoder:
         attention = _Prefill(packed, torch.tensor([len(p) for p in prompts], device=device))
         hidden = self.shared.run(packed.ids, packed.positions, attention, packed.at)
         return self._rows(attention, hidden), attention
+
+    def merge(self, a: Rows, b: Rows) -> Rows | None:
+        """The rows of both in one state; None where that does not pay."""
+        return Rows.merged(a, b)
 
     def step(self, states: Sequence[Rows], tokens: Sequence[Tensor]) -> None:
         """Append one token to every row of every state, in one forward pass, and predict the next."""

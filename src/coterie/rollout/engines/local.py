@@ -45,37 +45,48 @@ class _Call:
 
 @dataclass
 class _Waiting:
-    """A prompt and rows of the call that complete it: all of them, or a part where `encoded`, which the parts share,
-    takes the state of the prompt when the first part comes in."""
+    """A prompt and the rows of the call that are still to complete it. Once some of them were let in, `encoded` is the
+    state that holds the prompt, and its place there."""
 
     prompt: tuple[int, ...]
     rows: list[int]
     limit: int
-    encoded: list[Any] | None = None
+    encoded: tuple[Any, int] | None = None
 
 
 @dataclass
 class _Cohort:
-    """Rows let in together: which rows of the call they are [n], which of them go on [n], what they took last [n]."""
+    """Rows decoded side by side: which rows of the call they are [n], which of them go on [n], what they took last [n]
+    and how many tokens they have [n]."""
 
     state: Any
     rows: Tensor
     active: Tensor
     tokens: Tensor
-    kept: int
-    """Cached tokens of the prompts."""
+    taken: Tensor
     limit: int
-    taken: int = 0
 
     @property
     def cost(self) -> int:
-        return self.kept + len(self.rows) * self.limit
+        return int(self.state.held) + len(self.rows) * self.limit
+
+    def joined(self, other: _Cohort, state: Any) -> _Cohort:
+        """This one's rows, then the other's; `state` is that of all of them."""
+        return _Cohort(
+            state,
+            torch.cat([self.rows, other.rows]),
+            torch.cat([self.active, other.active]),
+            torch.cat([self.tokens, other.tokens]),
+            torch.cat([self.taken, other.taken]),
+            max(self.limit, other.limit),
+        )
 
     def drop_finished(self) -> None:
         left = int(self.active.sum())
         if not left or (len(self.rows) - left) * _WORTH_MOVING >= len(self.rows):
             kept = self.active.nonzero().squeeze(-1)
             self.rows, self.tokens, self.active = self.rows[kept], self.tokens[kept], self.active[kept]
+            self.taken = self.taken[kept]
             if left:
                 self.state.keep(kept)
 
@@ -158,7 +169,9 @@ class LocalEngine:
             torch.zeros(shape, dtype=_float(self.model.dtype), device=device) if entropy else None,
         )
         with torch.inference_mode(), evaluating(self.model):
-            self._run(self._queue(prompts, limit), call, until)
+            waiting = [_Waiting(p, rows, max(limit[i] for i in rows)) for p, rows in prompts.items()]
+            # Similar lengths come in side by side, and side by side they need little padding.
+            self._run(deque(sorted(waiting, key=lambda w: len(w.prompt))), call, until)
         if call.logp.isnan().any():
             raise PolicyError(
                 "the model's logits are not numbers (NaN)",
@@ -175,17 +188,6 @@ class LocalEngine:
             None if until is None else call.ended,
         )
 
-    def _queue(self, prompts: dict[tuple[int, ...], list[int]], limit: list[int]) -> deque[_Waiting]:
-        """Prompts with their rows, similar lengths side by side. More rows than the bounds allow at once are cut."""
-        queue: deque[_Waiting] = deque()
-        for prompt in sorted(prompts, key=len):
-            members = prompts[prompt]
-            longest = max(limit[i] for i in members)
-            fits = max(1, min(self.max_rows, self.max_cache_tokens // (len(prompt) + longest)))
-            encoded: list[Any] | None = [] if len(members) > fits else None
-            queue += (_Waiting(prompt, members[i : i + fits], longest, encoded) for i in range(0, len(members), fits))
-        return queue
-
     def _run(self, queue: deque[_Waiting], call: _Call, until: Until | None) -> None:
         """Decode until nobody waits and every row has ended, or enough have."""
         cohorts: list[_Cohort] = []
@@ -193,45 +195,65 @@ class LocalEngine:
             admitted = self._admit(queue, cohorts, call)
             if cohorts:
                 self.decoder.step([c.state for c in cohorts], [c.tokens for c in cohorts])
-            cohorts += admitted
+            cohorts = self._join(cohorts + admitted)
             self._take(cohorts, call)
             for cohort in cohorts:
                 cohort.drop_finished()
             cohorts = [c for c in cohorts if len(c.rows)]
 
     def _admit(self, queue: deque[_Waiting], cohorts: list[_Cohort], call: _Call) -> list[_Cohort]:
-        """Prefill as many of those who wait as there is room for, once the room is worth it: no cohort, or one."""
+        """Let in as many rows as there is room for, once the room is worth it; prompts that are new are encoded."""
         room = self.max_rows - sum(len(c.rows) for c in cohorts)
         if not queue or (cohorts and room * _WORTH_MOVING < self.max_rows):
             return []
         tokens = self.max_cache_tokens - sum(c.cost for c in cohorts)
-        taken: list[_Waiting] = []
-        count = limit = kept = 0
-        while queue:
+        known: list[tuple[_Waiting, list[int]]] = []
+        fresh: list[tuple[_Waiting, list[int]]] = []
+        while queue and room:
             first = queue[0]
-            more, longest = count + len(first.rows), max(limit, first.limit)
-            copies = len(taken) + 1 if self.shares_prefix else more
-            full = more > room or copies * len(first.prompt) + more * longest > tokens
-            if (full and (taken or cohorts)) or (taken and first.encoded is not None):
+            once, each = len(first.prompt), first.limit
+            if not self.shares_prefix:
+                once, each = 0, once + each
+            fits = min(room, len(first.rows), (tokens - once) // each)
+            if fits < 1 and (cohorts or known or fresh):
                 break
-            taken.append(queue.popleft())
-            count, limit, kept = more, longest, copies * len(first.prompt)
-            if first.encoded is not None:
+            fits = max(fits, 1)  # with nobody else there, one row is let in whatever it needs
+            (known if first.encoded else fresh).append((first, first.rows[:fits]))
+            room, tokens, first.rows = room - fits, tokens - once - fits * each, first.rows[fits:]
+            if first.rows:
                 break
-        if not taken:
-            return []
-        device = call.seeds.device
-        rows = torch.tensor([i for w in taken for i in w.rows], device=device)
-        owner = torch.tensor([i for i, w in enumerate(taken) for _ in w.rows], device=device)
-        encoded = taken[0].encoded or [self.decoder.prefill([w.prompt for w in taken])]
-        if taken[0].encoded is not None:
-            taken[0].encoded[:] = encoded
-        return [_Cohort(encoded[0].fork(owner), rows, torch.ones_like(rows, dtype=torch.bool), rows, kept, limit)]
+            queue.popleft()
+        if fresh:
+            state = self.decoder.prefill([w.prompt for w, _ in fresh])
+            for i, (waiting, _) in enumerate(fresh):
+                waiting.encoded = (state, i)
+        return [self._cohort(part, call) for part in (known, fresh) if part]
+
+    def _cohort(self, part: list[tuple[_Waiting, list[int]]], call: _Call) -> _Cohort:
+        """The rows of prompts that one state holds."""
+        states, places = zip(*(w.encoded for w, _ in part if w.encoded), strict=True)
+        rows = torch.tensor([i for _, some in part for i in some], device=call.seeds.device)
+        owner = [p for p, (_, some) in zip(places, part, strict=True) for _ in some]
+        state = states[0].fork(torch.tensor(owner, device=rows.device))
+        limit = max(w.limit for w, _ in part)
+        return _Cohort(state, rows, torch.ones_like(rows, dtype=torch.bool), rows, torch.zeros_like(rows), limit)
+
+    def _join(self, cohorts: list[_Cohort]) -> list[_Cohort]:
+        """Cohorts of which some have become one, so that attention is called once for them."""
+        out: list[_Cohort] = []
+        for cohort in cohorts:
+            for i, before in enumerate(out):
+                if (state := self.decoder.merge(before.state, cohort.state)) is not None:
+                    out[i] = before.joined(cohort, state)
+                    break
+            else:
+                out.append(cohort)
+        return out
 
     def _take(self, cohorts: list[_Cohort], call: _Call) -> None:
         """One token for every row of every cohort, by one draw over all of them."""
         rows = _cat([c.rows for c in cohorts])
-        place = _cat([torch.full_like(c.rows, c.taken) for c in cohorts])
+        place = _cat([c.taken for c in cohorts])
         active = _cat([c.active for c in cohorts])
         tokens, logp, entropy = self._sample(_cat([c.state.logits for c in cohorts]), call, rows, place)
         live, at = (rows, place) if bool(active.all()) else (rows[active], place[active])
@@ -242,8 +264,7 @@ class LocalEngine:
         stopped = torch.isin(tokens, call.ends) & active
         sizes = [len(c.rows) for c in cohorts]
         if call.stops.any:
-            parts = zip(cohorts, (active & ~stopped).split(sizes), strict=True)
-            stopped |= _cat([call.stops.hit(call.tokens, call.spec, c.rows, part, c.taken) for c, part in parts])
+            stopped |= call.stops.hit(call.tokens, call.spec, rows, active & ~stopped, place)
         call.stopped[rows[stopped]] = True
         going = active & ~stopped & (call.limit[rows] > place + 1)
         call.ended[rows[active & ~going]] = True

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from coterie.policies.attention import Rule
 
@@ -18,6 +19,8 @@ _HIDDEN = -1e30
 """The score of what may not be seen: finite, so that a stretch wholly out of sight has weight 0 and not NaN."""
 _FIRST = 32
 """Tokens a row has room for at first; the room doubles when it is full."""
+_FREE = 64
+"""Slots of padding that are cheaper than attending twice, whatever stands beside them."""
 
 
 class Part(NamedTuple):
@@ -41,6 +44,21 @@ class Segments:
             slots = torch.arange(self.width, device=of.device)
             self.padding = (slots >= sizes.unsqueeze(-1)).view(-1, 1, 1, self.width)
         self.select(of)
+
+    @classmethod
+    def merged(cls, a: Segments, b: Segments) -> Segments:
+        """The rows of both, those of `a` first. What both continue is held once."""
+        if a.keys is b.keys:
+            return cls(a.keys, a.values, a.starts, a.sizes, torch.cat([a.of, b.of]))
+        width = max(a.width, b.width)
+
+        def both(mine: list[Tensor], its: list[Tensor]) -> list[Tensor]:
+            widen = [[pad(x, (0, 0, 0, width - x.shape[2])) for x in layers] for layers in (mine, its)]
+            return [torch.cat(layer) for layer in zip(*widen, strict=True)]
+
+        starts, sizes = torch.cat([a.starts, b.starts]), torch.cat([a.sizes, b.sizes])
+        of = torch.cat([a.of, b.of + a.count])
+        return cls(both(a.keys, b.keys), both(a.values, b.values), starts, sizes, of)
 
     def select(self, of: Tensor) -> None:
         """Give the rows new stretches, and work out where each row stands among those of its stretch."""
@@ -99,7 +117,8 @@ class Segments:
 class Rows:
     """b rows decoded together, one token at a time: stretches they share, and their own keys and values.
 
-    `positions` [b] are those of the tokens to come; `logits` [b,V] predict these tokens.
+    `positions` [b] are those of the tokens to come; `logits` [b,V] predict these tokens. The rows' own entries end in
+    the same slot; `late` [b] is the first slot of each row, None where that is 0 for all.
     """
 
     def __init__(self, shared: list[Segments], positions: Tensor, logits: Tensor, furthest: int) -> None:
@@ -107,19 +126,69 @@ class Rows:
         self.used = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.late: Tensor | None = None
+        self.blank: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def held(self) -> int:
+        """Cached tokens of the stretches that rows share, padding included."""
+        return sum(s.count * s.width for s in self.shared)
+
+    @classmethod
+    def merged(cls, a: Rows, b: Rows) -> Rows | None:
+        """The rows of both, those of `a` first; `a` and `b` must not be used after that. None where it does not pay:
+        most of it would be padding, or one of them forked more often.
+        """
+        stretches = list(zip(a.shared, b.shared, strict=False))
+        sizes = [((x.count, x.width), (y.count, y.width)) for x, y in stretches if x.keys is not y.keys]
+        sizes.append(((len(a), a.used), (len(b), b.used)))
+        if len(a.shared) != len(b.shared) or not all(worth_padding(*of_two) for of_two in sizes):
+            return None
+        shared, furthest = [Segments.merged(x, y) for x, y in stretches], max(a.furthest, b.furthest)
+        both = cls(shared, torch.cat([a.positions, b.positions]), torch.cat([a.logits, b.logits]), furthest)
+        both.used = max(a.used, b.used)
+        both.keys, both.values = both._side_by_side(a, a.keys, b, b.keys), both._side_by_side(a, a.values, b, b.values)
+        late = [both.used - r.used + (r.late if r.late is not None else torch.zeros_like(r.positions)) for r in (a, b)]
+        both._start_at(torch.cat(late))
+        return both
+
+    def _side_by_side(self, a: Rows, mine: dict[int, Tensor], b: Rows, its: dict[int, Tensor]) -> dict[int, Tensor]:
+        out = {}
+        for layer, like in (mine or its).items():
+            out[layer] = whole = like.new_zeros(len(self), like.shape[1], self.used + _FIRST, like.shape[3])
+            for rows, store, to in ((a, mine, whole[: len(a)]), (b, its, whole[len(a) :])):
+                if store:
+                    to[:, :, self.used - rows.used : self.used] = store[layer][:, :, : rows.used]
+        return out
+
+    def _start_at(self, late: Tensor) -> None:
+        """Slots that no row uses are given up."""
+        if spare := int(late.min()):
+            for store in (self.keys, self.values):
+                for layer, x in store.items():
+                    store[layer] = x[:, :, spare:]
+            self.used -= spare
+            late = late - spare
+        self.late, self.blank = late if bool(late.any()) else None, None
 
     def fork(self, rows: Tensor) -> Rows:
         """New rows of which row i goes on from row `rows[i]`. This object must not be stepped after that."""
         shared = [Segments(s.keys, s.values, s.starts, s.sizes, s.of[rows]) for s in self.shared]
         if self.used:
-            layers = range(len(self.keys))
-            keys, values = ([x[layer][:, :, : self.used] for layer in layers] for x in (self.keys, self.values))
-            sizes = torch.full_like(self.positions, self.used)
-            shared.append(Segments(keys, values, self.positions - self.used, sizes, rows))
+            sizes = torch.full_like(self.positions, self.used) if self.late is None else self.used - self.late
+            keys, values = ([self._from_the_left(x) for x in own.values()] for own in (self.keys, self.values))
+            shared.append(Segments(keys, values, self.positions - sizes, sizes, rows))
         return Rows(shared, self.positions[rows], self.logits[rows], self.furthest)
+
+    def _from_the_left(self, x: Tensor) -> Tensor:
+        """A layer's own entries, [b,K,used,D], without empty slots in front."""
+        if self.late is None:
+            return x[:, :, : self.used]
+        slots = (torch.arange(self.used, device=x.device) + self.late.unsqueeze(-1)).clamp_max(self.used - 1)
+        return x.gather(2, slots.view(len(x), 1, -1, 1).expand(-1, x.shape[1], -1, x.shape[3]))
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only, in this order."""
@@ -129,14 +198,18 @@ class Rows:
             for layer, x in store.items():
                 store[layer] = x[:, :, : self.used].index_select(0, rows)
         self.positions, self.logits = self.positions[rows], self.logits[rows]
+        if self.late is not None:
+            self._start_at(self.late[rows])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """Attention of one token a row: q [b,H,D], k [b,K,D], v [b,K,E] -> [b,H,E]. Keeps k and v."""
         keys, values = self._store(self.keys, layer, k), self._store(self.values, layer, v)
+        blank = self._blank()
         if rule.window is not None and rule.window <= self.used:
             keys, values = keys[:, :, -rule.window :], values[:, :, -rule.window :]
+            blank = None if blank is None else blank[..., -rule.window :]
         q = (q * rule.scaling).unflatten(1, (k.shape[1], -1))
-        parts = [attend_part(q, keys, values, None, rule.softcap)]
+        parts = [attend_part(q, keys, values, blank, rule.softcap)]
         parts += [s.attend(layer, q, self.positions, self.furthest, rule) for s in self.shared]
         out, total, top = parts[0]
         for its_out, its_total, its_top in parts[1:]:
@@ -151,6 +224,13 @@ class Rows:
         self.furthest += 1
         self.positions, self.logits = self.positions + 1, logits
 
+    def _blank(self) -> Tensor | None:
+        """[b,1,1,used+1]: empty slots, worked out once a step."""
+        if self.late is not None and (self.blank is None or self.blank.shape[-1] != self.used + 1):
+            slots = torch.arange(self.used + 1, device=self.late.device)
+            self.blank = (slots < self.late.unsqueeze(-1)).view(-1, 1, 1, self.used + 1)
+        return self.blank
+
     def _store(self, store: dict[int, Tensor], layer: int, x: Tensor) -> Tensor:
         """Append x [b,K,D] to the layer's own entries and return them all, [b,K,used+1,D]."""
         room = store.get(layer)
@@ -161,6 +241,12 @@ class Rows:
             store[layer] = room = wider
         room[:, :, self.used] = x
         return room[:, :, : self.used + 1]
+
+
+def worth_padding(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Whether to hold n stretches of so many slots and m others in one block: at most half of it padding, or little."""
+    (n, mine), (m, its) = a, b
+    return (n + m) * max(mine, its) <= 2 * (n * mine + m * its) + (n + m) * _FREE
 
 
 def attend_part(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None, softcap: float | None) -> Part:

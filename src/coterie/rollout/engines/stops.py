@@ -22,20 +22,23 @@ class StopStrings:
         # more, since some tokenizers strip the space in front of the first token they decode.
         self.tail = max((len(s.encode()) for stop in self.stops for s in stop), default=0) + 1
 
-    def hit(self, tokens: Tensor, spec: Tensor, ids: Tensor, candidates: Tensor, t: int) -> Tensor:
-        """[n] bool: those of `candidates` [n] whose text (special tokens shown) completed a stop string at position t.
+    def hit(self, tokens: Tensor, spec: Tensor, ids: Tensor, candidates: Tensor, at: Tensor) -> Tensor:
+        """[n] bool: those of `candidates` [n] whose text (special tokens shown) completed a stop string at `at` [n].
 
         tokens [B,T] sampled so far and spec [B], the index of each row's sampling spec; ids [n] are the rows in play.
         """
         found = torch.zeros_like(candidates)
         places = candidates.nonzero().squeeze(-1)
-        tails = tokens[ids[places], max(0, t + 1 - self.tail) : t + 1].tolist()
+        ends = at[places] + 1
+        slots = (ends - self.tail).clamp_min(0).unsqueeze(-1) + torch.arange(self.tail, device=at.device)
+        tails = tokens[ids[places].unsqueeze(-1), slots.clamp_max(tokens.shape[1] - 1)].tolist()
+        sizes = (ends.clamp_max(self.tail)).tolist()
         specs = spec[ids[places]].tolist()
         which = [i for i, s in enumerate(specs) if self.stops[s]]
         if not which:
             return found
         texts = self.tokenizer.batch_decode(
-            [tails[i] for i in which], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            [tails[i][: sizes[i]] for i in which], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         ended = [i for i, text in zip(which, texts, strict=True) if any(s in text for s in self.stops[specs[i]])]
         found[places[ended]] = True
