@@ -14,6 +14,7 @@ from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import PolicyError, RecipeError
 from coterie.microbatches import microbatches
+from coterie.policies.replay import Replay
 from coterie.recipe import resolve
 from coterie.rollouts import Rollouts
 from coterie.run import Run, build
@@ -262,3 +263,24 @@ def test_the_gradient_is_the_same_in_float64_to_the_last_digits() -> None:
         cut = gradients(run, batch)
         for name in whole:
             torch.testing.assert_close(cut[name], whole[name], atol=1e-12, rtol=1e-9)
+
+
+def test_what_generation_computed_makes_no_difference_but_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    locate = Replay.locate
+
+    def counting(self: Replay, *args: Any) -> Any:
+        found = locate(self, *args)
+        read.append(0 if found is None else len(found))
+        return found
+
+    monkeypatch.setattr(Replay, "locate", counting)
+    found = []
+    for keep in (0, 64):
+        run = make(f"update.keep_mib={keep}", "update.tokens_per_microbatch=16")
+        batch = batch_of(run)
+        assert not read
+        found.append(gradients(run, batch))
+    assert len(read) > 1 and all(read)  # a batch of several micro-batches, all of them read
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-4, msg=name)

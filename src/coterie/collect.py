@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -42,6 +43,8 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
     kept: list[Rollouts] = []
     seen: list[Rollouts] = []
     dropped = drawn = 0
+    if isinstance(run.policy, CausalLM):
+        run.policy.forget()  # of the step before
     for round_ in range(rounds):
         have = sum(len(k.prompts) for k in kept)
         if run.recorded is not None:
@@ -175,13 +178,16 @@ def complete(
     def ended(number: int, text: str) -> None:
         ahead.ask(number, text, prompts[number // each].row)
 
-    return run.strategy(
-        {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
-         "entropy": entropy, "count": len(indices) if count is None else count, "prompt_at": run.prompt, "step": step,
-         "ended": ended if ahead.functions else None, "world": run.task.world, "reference": teller(run.task),
-         "verify": run.task.verify, "script": run.task.script, "grade": partial(_grade, run)},
-        step,
-    )  # fmt: skip
+    keeping = run.policy.keeping(s.update.keep_mib * 2**20) if isinstance(run.policy, CausalLM) else nullcontext()
+    with keeping:
+        return run.strategy(
+            {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),
+             "entropy": entropy, "count": len(indices) if count is None else count, "prompt_at": run.prompt,
+             "step": step, "ended": ended if ahead.functions else None, "world": run.task.world,
+             "reference": teller(run.task), "verify": run.task.verify, "script": run.task.script,
+             "grade": partial(_grade, run)},
+            step,
+        )  # fmt: skip
 
 
 def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, first: int = 0) -> Rollouts:

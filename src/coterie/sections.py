@@ -126,6 +126,11 @@ class Update(Section):
     minibatches: PositiveInt = Field(1, description="optimizer steps an epoch; groups are never split between them")
     staleness: int = Field(0, ge=0, description="updates by which the batch trained on is late")
     tokens_per_microbatch: PositiveInt = Field(16384, description="prompt and completion tokens a forward; memory only")
+    keep_mib: int = Field(
+        1024,
+        ge=0,
+        description="memory for what generation computed, which the first update then does not; 0 keeps none",
+    )
     max_grad_norm: float = Field(
         1.0, gt=0, description="gradient norm is clipped to this; not where an optimizer evaluates the loss itself"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from coterie.policies.logprobs import (
     score_min_p,
     score_shown,
 )
-from coterie.policies.packing import Twins, pack, pack_groups
+from coterie.policies.packing import PackedGroups, Twins, pack, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
 from coterie.policies.transformers_policy import TransformersPolicy
@@ -111,6 +111,32 @@ class CausalLM(TransformersPolicy):
     def generate(self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None) -> Generation:
         """Complete requests with the engine."""
         return self.engine.generate(requests, entropy=entropy, until=until)
+
+    @contextmanager
+    def keeping(self, limit: int) -> Iterator[None]:
+        """Inside, generation keeps what the model's products gave, in so many bytes at most, and `score` with gradient
+        takes it from there while the weights are the same (see `coterie.policies.replay`).
+        """
+        with self.engine.keeping(limit) if isinstance(self.engine, LocalEngine) else nullcontext():
+            yield
+
+    def forget(self) -> None:
+        """Keep nothing of what generation computed."""
+        if isinstance(self.engine, LocalEngine):
+            self.engine.forget()
+
+    def _read(self, prompts: Sequence[Any], groups: Tensor, tokens: Tensor, mask: Tensor, packed: PackedGroups) -> Any:
+        """A context in which the products of a packed row are taken from what generation kept, if it kept them all."""
+        if not torch.is_grad_enabled() or self.model.training or not isinstance(self.engine, LocalEngine):
+            return nullcontext()
+        for kept in self.engine.kept:
+            if not kept.fresh:
+                self.forget()
+                break
+            at = kept.locate(prompts, groups, tokens, mask, packed.at, packed.ids.shape[1])
+            if at is not None:
+                return kept.read(at)
+        return nullcontext()
 
     def remember(self) -> Memory:
         """What episodes of many turns encode once a token: the engine's memory of the last prompts, until closed. Of an
@@ -357,7 +383,8 @@ class CausalLM(TransformersPolicy):
         """The hidden states [N,H] that predict the decisions, in row-major order of `mask`; of twins only the first."""
         if self._shared is not None and self.shares_prefix and len(groups) > len(groups.unique()) and mask.any():
             packed = pack_groups(prompts, groups, tokens, mask, branch)
-            return self._shared.body(packed), packed.twins
+            with self._read(prompts, groups, tokens, mask, packed):
+                return self._shared.body(packed), packed.twins
         ids, row, column = pack(prompts, groups, tokens, mask)
         return self._split.body(ids)[row, column], None
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from coterie.policies.products import times
+from coterie.policies import replay
+from coterie.policies.products import linear, times
 
 
 def rows_at_once(width: int, device: torch.device) -> int:
@@ -23,13 +24,24 @@ def rows_at_once(width: int, device: torch.device) -> int:
 
 def gated_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """down(silu(gate x) * up x): x [L,H], gate and up [F,H], down [H,F] -> [L,H]. Differentiable once."""
-    return _GatedMLP.apply(x, gate, up, down)
+    kept = replay.current()
+    if kept is None:
+        return _GatedMLP.apply(x, gate, up, down, None)
+    known = [kept.known(w) for w in (gate, up, down)]
+    if kept.reading:
+        return _GatedMLP.apply(x, gate, up, down, None if any(k is None for k in known) else known)
+    return linear(silu(linear(x, gate)).mul_(linear(x, up)), down)
 
 
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor, known: Any) -> Tensor:
         size = rows_at_once(len(gate), x.device)
+        if known is not None:
+            gates, values, out = known
+            halves = zip(gates.split(size), values.split(size), strict=True)
+            ctx.save_for_backward(x, gate, up, down, *(half for pair in halves for half in pair))
+            return out
         out, kept = torch.empty_like(x), []
         for rows, target in zip(x.split(size), out.split(size), strict=True):
             gates, values = times(rows, gate), times(rows, up)
@@ -43,7 +55,7 @@ class _GatedMLP(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, up, down, *kept = ctx.saved_tensors
         size, dx = rows_at_once(len(gate), x.device), torch.empty_like(x)
-        weights = [w if need else None for w, need in zip((gate, up, down), ctx.needs_input_grad[1:], strict=True)]
+        weights = [w if need else None for w, need in zip((gate, up, down), ctx.needs_input_grad[1:4], strict=True)]
         sums = [None if w is None else torch.zeros_like(w, dtype=_wide(w)) for w in weights]
         for number, (rows, slope) in enumerate(zip(x.split(size), grad.split(size), strict=True)):
             gates, values = kept[2 * number : 2 * number + 2]
@@ -54,7 +66,7 @@ class _GatedMLP(torch.autograd.Function):
             torch.add(times(dvalues, up.T), times(dgates, gate.T), out=dx[number * size : number * size + len(rows)])
             _add(sums[0], dgates.T, rows)
             _add(sums[1], dvalues.T, rows)
-        return dx, *(None if s is None else s.to(x.dtype) for s in sums)
+        return dx, *(None if s is None else s.to(x.dtype) for s in sums), None
 
 
 def _wide(x: Tensor) -> torch.dtype:

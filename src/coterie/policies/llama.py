@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule
 from coterie.policies.gated_mlp import gated_mlp
 from coterie.policies.products import linear
@@ -63,6 +64,8 @@ class Layer:
         found = attention(number, rotate(q, cos, sin), rotate(k, cos, sin), v, self.rule).flatten(1)
         if rows is not None:
             found, x = found.index_select(0, rows), x.index_select(0, rows)
+            if (kept := replay.current()) is not None:
+                kept.narrow(rows)
         x = x + self.out(found)
         return x + self.mlp(self.after(x))
 
@@ -91,6 +94,15 @@ class Llama:
     def hooked(self) -> bool:
         """Whether somebody watches or wraps the modules that are passed by here."""
         return any(m._forward_hooks or m._forward_pre_hooks for m in self.watched)
+
+    def products(self) -> list[Tensor]:
+        """The weights whose products a forward takes from a `Replay`, where there is one."""
+        out: list[Tensor] = []
+        for layer in self.decoder.layers:
+            mine, mlp = layer.self_attn, layer.mlp
+            out += [m.weight for m in (mine.q_proj, mine.k_proj, mine.v_proj, mine.o_proj) if _plain(m)]
+            out += [m.weight for m in _gated(mlp) or ()]
+        return out
 
     def __call__(
         self,
@@ -147,9 +159,15 @@ def _product(module: Any, x: Tensor) -> Tensor:
     return linear(x, module.weight) if _plain(module) else module(x)
 
 
-def _mlp(module: Any, x: Tensor) -> Tensor:
+def _gated(module: Any) -> tuple[Any, ...] | None:
+    """The linear layers of an MLP that `gated_mlp` computes."""
     linears = (module.gate_proj, module.up_proj, module.down_proj)
-    if all(map(_plain, linears)) and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
+    fits = all(map(_plain, linears)) and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
+    return linears if fits else None
+
+
+def _mlp(module: Any, x: Tensor) -> Tensor:
+    if (linears := _gated(module)) is not None:
         return gated_mlp(x, *(m.weight for m in linears))
     return module.down_proj(module.act_fn(module.gate_proj(x)) * module.up_proj(x))
 

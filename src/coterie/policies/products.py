@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from coterie.policies import replay
+
 
 def times(x: Tensor, weight: Tensor) -> Tensor:
     """x [L,I] times the transpose of weight [O,I] -> [L,O]. Not differentiable: for written-out gradients."""
@@ -21,19 +23,24 @@ def times(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [L,I], weight [O,I] -> [L,O]. Differentiable once."""
-    return _Linear.apply(x, weight)
+    """x [L,I], weight [O,I] -> [L,O]. Differentiable once. What generation kept is not computed again."""
+    kept = replay.current()
+    if kept is None:
+        return _Linear.apply(x, weight, None)
+    out = _Linear.apply(x, weight, kept.known(weight))
+    kept.keep(weight, out)
+    return out
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, known: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return times(x, weight)
+        return times(x, weight) if known is None else known
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        return times(grad, weight.T) if needs[0] else None, grad.T @ x if needs[1] else None
+        return times(grad, weight.T) if needs[0] else None, grad.T @ x if needs[1] else None, None

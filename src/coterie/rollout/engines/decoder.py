@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule
 from coterie.policies.packing import PackedGroups, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
@@ -86,6 +87,8 @@ class SharedDecoder:
         nothing = torch.zeros(len(prompts), 1, dtype=torch.int64, device=device)
         packed = pack_groups(prompts, each, nothing, nothing == 0)
         attention = _Prefill(packed, torch.tensor([len(p) for p in prompts], device=device))
+        if (kept := replay.current()) is not None:
+            kept.encode(prompts, packed.at, packed.ids.shape[1])
         hidden = self.shared.run(packed.ids, packed.positions, attention, packed.at)
         return self._rows(attention, hidden), attention
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from coterie.errors import PolicyError
+from coterie.policies import replay
+from coterie.policies.replay import Replay
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.rollout.engines.base import Generation, Progress, Request, Until, room_for
 from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
@@ -123,6 +125,34 @@ class LocalEngine:
         self.forbid = tuple(forbid)
         self.context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.stop_ids = stop_ids(model, tokenizer)
+        self.keep_bytes = 0
+        self.kept: list[Replay] = []
+        self.used: Replay | None = None
+
+    def forget(self) -> None:
+        """Keep nothing of what was computed but the memory it was in."""
+        if self.kept:
+            self.used = max(self.kept, key=lambda k: k.bytes)
+        self.kept = []
+
+    @contextmanager
+    def keeping(self, limit: int) -> Iterator[None]:
+        """Inside, calls keep what the model's products gave in `kept`, where all of it fits in so many bytes."""
+        self.keep_bytes = limit
+        try:
+            yield
+        finally:
+            self.keep_bytes = 0
+
+    def _replay(self, prompts: Collection[tuple[int, ...]], rows: int, longest: int) -> Replay | None:
+        """Room for the products of a call's tokens."""
+        llama = self.decoder.shared.llama if self.shares_prefix else None
+        if not self.keep_bytes or llama is None or llama.hooked or self.decoder.memory is not None:
+            return None
+        weights, encoded = llama.products(), sum(map(len, prompts))
+        held = sum(k.bytes for k in self.kept)
+        used, self.used = self.used, None
+        return Replay.within(self.keep_bytes - held, weights, encoded, rows, longest - 1, used)
 
     def remember(self) -> Memory:
         """From now until it is closed, a prompt that begins with one of the last call's is encoded from there on."""
@@ -168,10 +198,14 @@ class LocalEngine:
             torch.zeros(len(seeds), dtype=torch.bool, device=device),
             torch.zeros(shape, dtype=_float(self.model.dtype), device=device) if entropy else None,
         )
-        with torch.inference_mode(), evaluating(self.model):
+        kept = self._replay(prompts, len(seeds), max(limit))
+        with torch.inference_mode(), evaluating(self.model), nullcontext() if kept is None else kept.writing():
             waiting = [_Waiting(p, rows, max(limit[i] for i in rows)) for p, rows in prompts.items()]
             # Similar lengths come in side by side, and side by side they need little padding.
             self._run(deque(sorted(waiting, key=lambda w: len(w.prompt))), call, until)
+        if kept is not None:
+            kept.finish(prompts, call.tokens, call.mask.sum(-1))
+            self.kept.append(kept)
         if call.logp.isnan().any():
             raise PolicyError(
                 "the model's logits are not numbers (NaN)",
@@ -194,6 +228,8 @@ class LocalEngine:
         while (queue or cohorts) and not (until is not None and until(Progress(call.ended, call.tokens, call.mask))):
             admitted = self._admit(queue, cohorts, call)
             if cohorts:
+                if (kept := replay.current()) is not None:
+                    kept.step(*(_cat([getattr(c, name) for c in cohorts]) for name in ("rows", "taken", "active")))
                 self.decoder.step([c.state for c in cohorts], [c.tokens for c in cohorts])
             cohorts = self._join(cohorts + admitted)
             self._take(cohorts, call)

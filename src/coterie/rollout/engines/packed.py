@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.policies import replay
 from coterie.policies.llama import Layer, Linear, Llama
 
 _LARGEST = 2**32
@@ -82,11 +83,20 @@ class _Gated:
 
 
 def _product(*parts: tuple[Tensor, Tensor | None]) -> Linear:
-    """x -> x times the matrices, side by side."""
+    """x -> x times the matrices, side by side; what each gave is kept where somebody keeps it."""
     weight = torch.cat([w for w, _ in parts])
     bias = None if parts[0][1] is None else torch.cat([b for _, b in parts if b is not None])
     multiply, packed = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._reorder_linear_weight(weight, 32)
-    return lambda x: multiply(x, packed, bias, "none", [], "")
+    matrices, sizes = [w for w, _ in parts], [len(w) for w, _ in parts]
+
+    def times(x: Tensor) -> Tensor:
+        out = multiply(x, packed, bias, "none", [], "")
+        if (kept := replay.current()) is not None:
+            for matrix, part in zip(matrices, out.split(sizes, -1), strict=True):
+                kept.keep(matrix, part)
+        return out
+
+    return times
 
 
 def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None] | None:

@@ -1,0 +1,167 @@
+"""What generation kept is what the first update's forward would compute, and nothing else is ever taken for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from coterie.policies import gated_mlp, products
+from coterie.policies.causal_lm import CausalLM
+from coterie.policies.loading import LoraSpec, ModelSpec
+from coterie.policies.tiny import TinySpec
+from coterie.rollouts import Sampling
+
+CHARACTERS = "0123456789+=abcdef"
+MUCH = 2**24
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Of each product with a weight, how many rows."""
+    rows = []
+
+    def times(x, weight):
+        rows.append(len(x))
+        return torch.nn.functional.linear(x, weight)
+
+    monkeypatch.setattr(products, "times", times)
+    monkeypatch.setattr(gated_mlp, "times", times)
+    return rows
+
+
+def sampled(policy, prompts, seeds, limit=MUCH, **sampling):
+    with policy.keeping(limit):
+        return policy.rollout(prompts, seeds, Sampling(**{"max_tokens": 9, **sampling}))
+
+
+def gradients(policy, rollouts):
+    policy.model.zero_grad()
+    logp = policy.score(rollouts)["logp"]
+    (logp * torch.linspace(-1, 2, len(logp), dtype=logp.dtype).unsqueeze(-1)).sum().backward()
+    return logp.detach(), {n: p.grad.clone() for n, p in policy.model.named_parameters() if p.grad is not None}
+
+
+def same(got, want, tolerance):
+    torch.testing.assert_close(got[0], want[0], atol=tolerance, rtol=0)
+    assert got[1].keys() == want[1].keys()
+    for name, gradient in want[1].items():
+        size = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(got[1][name], gradient, atol=tolerance * size, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("rows", [512, 4])
+def test_the_first_forward_multiplies_nothing(make_policy, prompts, seeds, counted, family, dtype, rows):
+    policy = make_policy(family)
+    policy.model.to(dtype)
+    policy.engine.max_rows = rows  # 4: rows come in late, beside others
+    rollouts = sampled(policy, prompts, seeds)
+    counted.clear()
+    logp = policy.score(rollouts)["logp"]
+    assert not counted
+    torch.testing.assert_close(logp.detach(), rollouts["logp_old"].to(logp.dtype), atol=1e-5, rtol=0)
+    got = gradients(policy, rollouts)
+    policy.forget()
+    counted.clear()
+    policy.score(rollouts)
+    assert counted
+    same(got, gradients(policy, rollouts), 1e-11 if dtype == torch.float64 else 2e-5)
+
+
+def test_rows_in_any_order_and_number(make_policy, prompts, seeds, counted):
+    """Micro-batches, filters and prompts drawn in several calls."""
+    policy = make_policy("qwen3")
+    first = sampled(policy, prompts, seeds)
+    second = sampled(policy, prompts, [[s + 100 for s in some] for some in seeds], max_tokens=7)
+    for rollouts, rows in ((first, [8, 2, 0, 3]), (second, [1, 2]), (first, [6, 5])):
+        some = rollouts.rows(torch.tensor(rows))
+        counted.clear()
+        policy.score(some)
+        assert not counted
+        got = gradients(policy, some)
+        kept, policy.engine.kept = policy.engine.kept, []
+        same(got, gradients(policy, some), 2e-5)
+        policy.engine.kept = kept
+
+
+def another_token(tokens, mask):
+    tokens[0, 0] = (tokens[0, 0] + 1) % 20
+
+
+def shorter(tokens, mask):
+    mask[torch.arange(len(mask)), mask.sum(-1) - 1] = False
+
+
+def partly_decided(tokens, mask):
+    mask[:, 0] = False
+
+
+@pytest.mark.parametrize("change", [another_token, shorter, partly_decided])
+def test_what_was_changed_is_computed(make_policy, prompts, seeds, counted, change):
+    policy = make_policy("llama")
+    rollouts = sampled(policy, prompts, seeds)
+    tokens, mask = rollouts["tokens"].clone(), rollouts["mask"].clone()
+    change(tokens, mask)
+    rollouts = rollouts.with_columns(tokens=tokens, mask=mask)
+    counted.clear()
+    policy.score(rollouts)
+    assert counted
+    got = gradients(policy, rollouts)
+    policy.forget()
+    same(got, gradients(policy, rollouts), 0.0)
+
+
+def test_other_weights_and_other_rollouts_are_computed(make_policy, prompts, seeds, counted):
+    policy = make_policy("llama")
+    rollouts = sampled(policy, prompts, seeds)
+    elsewhere = policy.rollout(prompts, [[s + 7 for s in some] for some in seeds], Sampling(max_tokens=9))
+    counted.clear()
+    policy.score(elsewhere)
+    assert counted
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.add_(0.0)  # not a product's weight
+        next(policy.model.get_decoder().layers.parameters()).add_(0.01)
+    counted.clear()
+    got = gradients(policy, rollouts)
+    assert counted and not policy.engine.kept
+    same(got, gradients(policy, rollouts), 0.0)
+
+
+def test_no_more_is_kept_than_was_allowed(make_policy, prompts, seeds):
+    policy = make_policy("llama")
+    sampled(policy, prompts, seeds)
+    size = policy.engine.kept[0].bytes
+    policy.forget()
+    sampled(policy, prompts, seeds, size - 1)
+    assert not policy.engine.kept
+    for _ in range(2):
+        sampled(policy, prompts, seeds, 2 * size - 1)
+    assert len(policy.engine.kept) == 1  # the second call found no room
+    sampled(policy, prompts, seeds, 0)
+    assert len(policy.engine.kept) == 1
+
+
+def test_memory_is_used_again_and_holds_no_other_call_s_rows(make_policy, prompts, seeds):
+    policy = make_policy("llama")
+    old = sampled(policy, prompts, seeds)
+    table = next(iter(policy.engine.kept[0].tables.values()))
+    policy.forget()
+    new = sampled(policy, prompts[:2], [[91, 92], [93]], max_tokens=5)
+    assert next(iter(policy.engine.kept[0].tables.values())) is table
+    for rollouts in (old, new):
+        got = gradients(policy, rollouts)
+        kept, policy.engine.kept = policy.engine.kept, []
+        same(got, gradients(policy, rollouts), 2e-5)
+        policy.engine.kept = kept
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "adapted"])
+def test_adapters_and_models_of_other_kinds_keep_nothing(make_policy, prompts, seeds, family):
+    if family == "adapted":
+        spec = ModelSpec(init=TinySpec(vocabulary=CHARACTERS), lora=LoraSpec(r=2))
+        policy = CausalLM.load(spec)
+    else:
+        policy = make_policy(family)
+    sampled(policy, prompts, seeds)
+    assert not policy.engine.kept
