@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie.policies import gated_mlp, products
+from coterie.policies import gated_mlp, products, replay
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.tiny import TinySpec
@@ -13,6 +13,12 @@ from coterie.rollouts import Sampling
 
 CHARACTERS = "0123456789+=abcdef"
 MUCH = 2**24
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """Products of small models are kept too."""
+    monkeypatch.setattr(replay, "WIDE", 1)
 
 
 @pytest.fixture
@@ -154,6 +160,13 @@ def test_memory_is_used_again_and_holds_no_other_call_s_rows(make_policy, prompt
         kept, policy.engine.kept = policy.engine.kept, []
         same(got, gradients(policy, rollouts), 2e-5)
         policy.engine.kept = kept
+
+
+def test_what_is_as_quick_to_compute_is_not_kept(make_policy, prompts, seeds, monkeypatch):
+    policy = make_policy("llama")
+    monkeypatch.setattr(replay, "WIDE", 33)  # the model is 32 wide
+    sampled(policy, prompts, seeds)
+    assert not policy.engine.kept
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "adapted"])

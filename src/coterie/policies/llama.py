@@ -96,8 +96,11 @@ class Llama:
         return any(m._forward_hooks or m._forward_pre_hooks for m in self.watched)
 
     def products(self) -> list[Tensor]:
-        """The weights whose products a forward takes from a `Replay`, where there is one."""
+        """The weights whose products a forward takes from a `Replay`, where there is one; none where it is as quick to
+        multiply."""
         out: list[Tensor] = []
+        if self.decoder.config.hidden_size < replay.WIDE:
+            return out
         for layer in self.decoder.layers:
             mine, mlp = layer.self_attn, layer.mlp
             out += [m.weight for m in (mine.q_proj, mine.k_proj, mine.v_proj, mine.o_proj) if _plain(m)]

@@ -14,6 +14,9 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+WIDE = 128
+"""Hidden size from which products take longer than writing down what they gave, and reading it."""
+
 _current: ContextVar[Replay | None] = ContextVar("replay", default=None)
 
 
@@ -48,7 +51,7 @@ class Replay:
     def within(
         cls, limit: int, weights: Sequence[Tensor], prompt_tokens: int, rows: int, width: int, used: Replay | None
     ) -> Replay | None:
-        """None where it would take more bytes than the limit. `used`: one that is done with."""
+        """None where there is nothing to keep or it would take more bytes than the limit. `used`: one done with."""
         each = sum(len(w) * w.element_size() for w in weights)
         if each == 0 or (prompt_tokens + rows * width + 1) * each > limit:
             return None
