@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from coterie.rollout.engines.segments import worth_padding
+from coterie.rollout.engines.segments import Block, worth_padding
 
 
 def accepted_arguments(model: Any) -> frozenset[str]:
@@ -50,7 +50,8 @@ class DecodeState:
         (most of it would be padding) and for caches that do not keep everything (sliding windows, states).
         """
         slots = a.cache.get_seq_length(), b.cache.get_seq_length()
-        if not (_keeps_all(a.cache) and _keeps_all(b.cache) and worth_padding((len(a), slots[0]), (len(b), slots[1]))):
+        blocks = [Block(len(s), n, int(s.lengths.sum())) for s, n in zip((a, b), slots, strict=True)]
+        if not (_keeps_all(a.cache) and _keeps_all(b.cache) and worth_padding(*blocks)):
             return None
         more = [max(slots) - n for n in slots]
         for x, y in zip(a.cache.layers, b.cache.layers, strict=True):

@@ -32,18 +32,30 @@ class Part(NamedTuple):
     top: Tensor
 
 
+class Block(NamedTuple):
+    """Rows of so many slots each, and how many tokens they hold."""
+
+    rows: int
+    slots: int
+    tokens: int
+
+
 class Segments:
     """n stretches: keys and values a layer [n,K,P,D], right-padded; `starts` [n], the position of their first token,
     and `sizes` [n], their tokens. Row i of b continues stretch `of[i]`."""
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], starts: Tensor, sizes: Tensor, of: Tensor) -> None:
         self.keys, self.values, self.starts, self.sizes = keys, values, starts, sizes
-        self.width = int(sizes.max())
+        self.width, self.tokens = int(sizes.max()), int(sizes.sum())
         self.padding: Tensor | None = None
         if int(sizes.min()) < self.width:
             slots = torch.arange(self.width, device=of.device)
             self.padding = (slots >= sizes.unsqueeze(-1)).view(-1, 1, 1, self.width)
         self.select(of)
+
+    @property
+    def block(self) -> Block:
+        return Block(len(self.sizes), self.width, self.tokens)
 
     @classmethod
     def merged(cls, a: Segments, b: Segments) -> Segments:
@@ -85,6 +97,7 @@ class Segments:
         self.keys = [k.index_select(0, kept) for k in self.keys]
         self.values = [v.index_select(0, kept) for v in self.values]
         self.starts, self.sizes = self.starts[kept], self.sizes[kept]
+        self.tokens = int(self.sizes.sum())
         self.padding = None if self.padding is None else self.padding[kept]
 
     def attend(self, layer: int, q: Tensor, positions: Tensor, furthest: int, rule: Rule) -> Part:
@@ -128,9 +141,14 @@ class Rows:
         self.values: dict[int, Tensor] = {}
         self.late: Tensor | None = None
         self.blank: Tensor | None = None
+        self.missing = 0
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def block(self) -> Block:
+        return Block(len(self), self.used, len(self) * self.used - self.missing)
 
     @property
     def held(self) -> int:
@@ -143,9 +161,8 @@ class Rows:
         most of it would be padding, or one of them forked more often.
         """
         stretches = list(zip(a.shared, b.shared, strict=False))
-        sizes = [((x.count, x.width), (y.count, y.width)) for x, y in stretches if x.keys is not y.keys]
-        sizes.append(((len(a), a.used), (len(b), b.used)))
-        if len(a.shared) != len(b.shared) or not all(worth_padding(*of_two) for of_two in sizes):
+        sizes = [(x.block, y.block) for x, y in stretches if x.keys is not y.keys]
+        if len(a.shared) != len(b.shared) or not all(worth_padding(*two) for two in [*sizes, (a.block, b.block)]):
             return None
         shared, furthest = [Segments.merged(x, y) for x, y in stretches], max(a.furthest, b.furthest)
         both = cls(shared, torch.cat([a.positions, b.positions]), torch.cat([a.logits, b.logits]), furthest)
@@ -172,7 +189,8 @@ class Rows:
                     store[layer] = x[:, :, spare:]
             self.used -= spare
             late = late - spare
-        self.late, self.blank = late if bool(late.any()) else None, None
+        self.missing = int(late.sum())
+        self.late, self.blank = late if self.missing else None, None
 
     def fork(self, rows: Tensor) -> Rows:
         """New rows of which row i goes on from row `rows[i]`. This object must not be stepped after that."""
@@ -243,10 +261,10 @@ class Rows:
         return room[:, :, : self.used + 1]
 
 
-def worth_padding(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """Whether to hold n stretches of so many slots and m others in one block: at most half of it padding, or little."""
-    (n, mine), (m, its) = a, b
-    return (n + m) * max(mine, its) <= 2 * (n * mine + m * its) + (n + m) * _FREE
+def worth_padding(a: Block, b: Block) -> bool:
+    """Whether to hold two blocks as one: at most half of it padding, or little."""
+    rows = a.rows + b.rows
+    return rows * max(a.slots, b.slots) <= 2 * (a.tokens + b.tokens) + rows * _FREE
 
 
 def attend_part(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None, softcap: float | None) -> Part:
