@@ -39,6 +39,26 @@ def test_a_row_that_ends_makes_the_others_faster():
     assert engine.advance() is not None and engine.now == pytest.approx(5 * 0.012 + 15 * 0.011)
 
 
+@given(moments=st.lists(st.floats(0, 1), max_size=4))
+def test_what_is_cached_slows_a_step_however_often_one_looks(moments):
+    engine = Engine(replace(COSTS, prefill=0.0, cached=1e-4), 10)
+    engine.add(Group(0, [5, 20], done=[0, 2]))  # the second has had two tokens
+    for moment in sorted(moments):
+        engine.pause(moment * 0.06)  # before the first end
+    while engine.running:
+        engine.advance()
+    first = 5 * 0.012 + 1e-4 * (5**2 / 2 + (7**2 - 2**2) / 2)
+    assert engine.now == pytest.approx(first + 13 * 0.011 + 1e-4 * (20**2 - 7**2) / 2)
+
+
+def test_training_takes_longer_by_what_tokens_attend_to():
+    groups, costs = [Group(0, [3, 4])], replace(COSTS, pair=1e-2)
+    each = 10 * 10 / 2 + 3 * 11.5 + 4 * 12
+    assert learning(costs, WORK, groups, 1) == pytest.approx(17e-3 + 1e-2 * each + 0.5)
+    apart = replace(WORK, shared=False)
+    assert learning(costs, apart, groups, 2) == pytest.approx((27e-3 + 1e-2 * (each + 50)) / 2 + 0.5)
+
+
 def test_rows_that_wait_take_the_place_of_those_that_end():
     engine = Engine(replace(COSTS, prefill=0.0, rows=1), 10)
     engine.add(Group(0, [5, 20, 3]))

@@ -74,18 +74,22 @@ def _learn(policy: Any, groups: list[list[int]], prompt: int) -> Callable[[], No
 
 def calibrate(threads: int, runs: int) -> Costs:
     policy = _policy(threads, 256)
-    long, short = (
-        [_seconds(lambda n=n, t=t: policy.generate(_requests([[t] * 8] * n, PROMPT)), runs) for n in (1, 4, 8, 16)]
-        for t in (65, 1)
-    )
-    rows = np.array([8, 32, 64, 128])
-    row, step = np.polyfit(rows, (np.array(long) - np.array(short)) / 64, 1)
+
+    def decoding(groups: int, length: int) -> float:
+        return _seconds(lambda: policy.generate(_requests([[length] * 8] * groups, PROMPT)), runs)
+
+    counts = (1, 4, 8, 16)
+    a_token = np.array([(decoding(n, 65) - decoding(n, 1)) / 64 for n in counts])
+    row, step = np.polyfit(8 * np.array(counts), a_token, 1)
+    longer = (decoding(8, 257) - decoding(8, 1)) / 256  # rows have 128 tokens on the way, above 32
+    cached = max(0.0, (longer - a_token[2]) / (64 * 96))
     prefill = _seconds(lambda: policy.generate(_requests([[1]] * 8, 512)), runs) / (8 * 512)
-    few, many = ([[64] * 8] * n for n in (2, 8))
-    seconds = [_seconds(_learn(policy, g, PROMPT), runs) for g in (few, many)]
-    tokens = [sum(Work(1, 8, PROMPT).tokens(g) for g in groups) for groups in (few, many)]
-    learn = (seconds[1] - seconds[0]) / (tokens[1] - tokens[0])
-    return Costs(float(max(step, 1e-4)), float(row), prefill, learn, max(0.0, seconds[0] - learn * tokens[0]), 0.0, 256)
+    batches, work = [[[64] * 8] * 2, [[64] * 8] * 8, [[160] * 8] * 4], Work(1, 8, PROMPT)
+    seconds = [_seconds(_learn(policy, groups, PROMPT), runs) for groups in batches]
+    table = [[sum(map(work.tokens, groups)), sum(map(work.pairs, groups)), 1.0] for groups in batches]
+    learn, pair, update = (max(0.0, float(x)) for x in np.linalg.solve(np.array(table), np.array(seconds)))
+    own = float(row - 32 * cached)
+    return Costs(float(max(step, 1e-4)), own, prefill, learn, update, 0.0, 256, cached=float(cached), pair=pair)
 
 
 def long_tail(groups: int, size: int, seed: int, mean: float, most: int) -> list[list[int]]:

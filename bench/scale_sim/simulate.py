@@ -1,7 +1,8 @@
 """Discrete-event simulation of generation, training and weight sync. Time is in seconds, events are ends of rollouts.
 
-A worker that decodes n rows takes `step + n row` seconds for one more token of each. Between two ends of rollouts that
-is constant, so a worker's clock jumps from one end to the next: the cost is a heap operation a rollout, not a token.
+A worker that decodes n rows takes `step + n row + cached` times their tokens so far for one more token of each. Between
+two ends of rollouts that grows evenly, so a worker's clock jumps from one end to the next: the cost is a heap operation
+a rollout, not a token.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Costs:
     step: float
     """a decode step, however many rows it has"""
     row: float
-    """more for each row in it, its context included"""
+    """more for each row in it"""
     prefill: float
     """a token of a prompt encoded"""
     learn: float
@@ -36,6 +37,10 @@ class Costs:
     """what the training workers exchange in one pass over the model; it overlaps with the pass"""
     micro: int = 2**14
     """tokens of a pass over the model"""
+    cached: float = 0.0
+    """a decode step, more for each token of a completion that it attends to"""
+    pair: float = 0.0
+    """forward and backward, more for each token and token that it attends to"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ class Work:
     def tokens(self, lengths: list[int]) -> int:
         """Those that training runs through the model for one group."""
         return self.prompt * (1 if self.shared else len(lengths)) + sum(lengths)
+
+    def pairs(self, lengths: list[int]) -> float:
+        """How often a token attends to a token, in training one group."""
+        prompts = 1 if self.shared else len(lengths)
+        return prompts * self.prompt**2 / 2 + sum(n * (self.prompt + n / 2) for n in lengths)
 
 
 Draw = Callable[[], list[int]]
@@ -77,6 +87,8 @@ class Engine:
         self.waiting: deque[tuple[Group, int, int]] = deque()
         self.running: list[tuple[float, int, Group, int]] = []
         self.order = itertools.count()
+        self.begun = 0.0
+        """the sum over rows of what `decoded` was, or would have been, when they had no token"""
 
     def add(self, group: Group) -> None:
         """A group's rows that have not ended; what they had before is encoded again with the prompt."""
@@ -92,21 +104,28 @@ class Engine:
         while self.waiting and len(self.running) < self.costs.rows:
             group, row, encode = self.waiting.popleft()
             self.now += encode * self.costs.prefill
+            self.begun += self.decoded - group.done[row]
             end = self.decoded + group.lengths[row] - group.done[row]
             heapq.heappush(self.running, (end, next(self.order), group, row))
 
-    @property
-    def pace(self) -> float:
-        return self.costs.step + len(self.running) * self.costs.row
+    def _pace(self) -> tuple[float, float]:
+        """Seconds for a token of each row now, and by how much that grows with a token."""
+        rows, c = len(self.running), self.costs
+        held = rows * self.decoded - self.begun
+        return c.step + rows * c.row + held * c.cached, rows * c.cached
 
     def next_end(self) -> float:
         """When the next rollout ends."""
-        return self.now + (self.running[0][0] - self.decoded) * self.pace if self.running else float("inf")
+        if not self.running:
+            return float("inf")
+        tokens, (pace, growth) = self.running[0][0] - self.decoded, self._pace()
+        return self.now + tokens * (pace + tokens * growth / 2)
 
     def advance(self) -> Group | None:
         """Go to that end; the group, if it was its last."""
         self.now = self.next_end()
         self.decoded, _, group, row = heapq.heappop(self.running)
+        self.begun -= self.decoded - group.lengths[row]
         group.left, group.done[row] = group.left - 1, group.lengths[row]
         self._admit()
         return None if group.left else group
@@ -114,7 +133,9 @@ class Engine:
     def pause(self, until: float) -> None:
         """Go to a moment before the next end: rows in flight are as far as their pace has brought them."""
         if self.running and self.now < until:
-            self.decoded = min(self.running[0][0], self.decoded + (until - self.now) / self.pace)
+            left, (pace, growth) = until - self.now, self._pace()
+            tokens = 2 * left / (pace + math.sqrt(pace**2 + 2 * growth * left))
+            self.decoded = min(self.running[0][0], self.decoded + tokens)
         self.now = max(self.now, until)
 
     def stop(self) -> list[Group]:
@@ -122,7 +143,7 @@ class Engine:
         for end, _, group, row in self.running:
             group.done[row] = max(group.done[row], group.lengths[row] - math.ceil(end - self.decoded))
         found = {g.number: g for g in [r[2] for r in self.running] + [w[0] for w in self.waiting]}
-        self.running, self.waiting = [], deque()
+        self.running, self.waiting, self.begun = [], deque(), 0.0
         return list(found.values())
 
 
@@ -142,7 +163,8 @@ def learning(costs: Costs, work: Work, groups: list[Group], workers: int) -> flo
     """Seconds of an update by `workers` that share the tokens evenly."""
     tokens = sum(work.tokens(g.lengths) for g in groups) / workers
     passes = max(1.0, tokens / costs.micro)
-    return max(tokens * costs.learn, passes * costs.exchange) + costs.update
+    pairs = sum(work.pairs(g.lengths) for g in groups) / workers
+    return max(tokens * costs.learn + pairs * costs.pair, passes * costs.exchange) + costs.update
 
 
 def synchronous(costs: Costs, work: Work, workers: int, draw: Draw, steps: int, extra: float = 0.0) -> Outcome:
