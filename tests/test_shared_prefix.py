@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -192,11 +193,16 @@ def exact_norms(monkeypatch: pytest.MonkeyPatch, policy: CausalLM) -> None:
         monkeypatch.setattr(kind, "forward", forward)
 
 
-@pytest.fixture(params=["blocks", "whole"])
-def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also with blocks so small that every row and every 64 prompt positions are one of their own."""
-    if request.param == "blocks":
+@pytest.fixture(params=["blocks", "whole", "cut"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Also with blocks so small that every row and every 64 prompt positions are one of their own; and with groups cut
+    by the lengths of their rows wherever that saves padding.
+    """
+    if request.param == "cut":
+        monkeypatch.setattr(packing, "_BUNDLES", 2**40)
+    elif request.param == "blocks":
         monkeypatch.setattr(two_part, "block_elements", lambda device: 1)
+    return request.param
 
 
 TABLES: dict[str, Callable[[], Rollouts]] = {"mixed": table, "even": lambda: table("even"), "forest": forest}
@@ -205,7 +211,7 @@ TABLES: dict[str, Callable[[], Rollouts]] = {"mixed": table, "even": lambda: tab
 @pytest.mark.parametrize("case", TABLES)
 @pytest.mark.parametrize("family", SHARING)
 def test_float64_values_and_gradients_equal_those_of_plain_rows(
-    monkeypatch: pytest.MonkeyPatch, blocks: None, family: str, case: str
+    monkeypatch: pytest.MonkeyPatch, blocks: str, family: str, case: str
 ) -> None:
     policy, rollouts = make(family, torch.float64), TABLES[case]()
     exact_norms(monkeypatch, policy)
@@ -372,13 +378,14 @@ def test_the_example_of_prefix_grouper() -> None:
 
 @pytest.mark.parametrize("rule", [Rule(0.3), Rule(0.3, window=3), Rule(0.5, softcap=0.7), Rule(0.3, 6, 2.0)])
 @pytest.mark.parametrize("case", TABLES)
-def test_attention_passes_gradcheck_in_float64(blocks: None, case: str, rule: Rule) -> None:
+def test_attention_passes_gradcheck_in_float64(blocks: str, case: str, rule: Rule) -> None:
     rollouts = TABLES[case]()
     branch = rollouts["branch"] if "branch" in rollouts else None
     packed = packing.pack_groups(
         [p.tokens for p in rollouts.prompts], rollouts["groups"], rollouts["tokens"], rollouts["mask"], branch
     )
-    assert (packed.layout.again is not None) == (packed.twins is not None) == (case == "forest")
+    assert (packed.twins is not None) == (case == "forest")
+    assert (packed.layout.again is not None) == (case == "forest" or (blocks, case) == ("cut", "mixed"))
     length, g = packed.ids.shape[1], torch.Generator().manual_seed(0)
     q, k = (torch.randn(length, heads, 2, generator=g, dtype=torch.float64, requires_grad=True) for heads in (4, 2))
     v = torch.randn(length, 2, 3, generator=g, dtype=torch.float64, requires_grad=True)  # values may have another width
@@ -404,6 +411,21 @@ def test_a_bundle_holds_groups_of_similar_shape_and_every_row_once() -> None:
     later = mask & (torch.arange(50) > 0)
     before = torch.roll(tokens, 1, 1)[later]  # what predicts a decision is the token just before it
     assert torch.equal(packed.ids[0, packed.at[later[mask]]], before)
+
+
+def test_the_longest_rows_of_groups_are_bundled_by_themselves() -> None:
+    prompts = [tuple(range(100 + n)) for n in range(6)]
+    groups = torch.arange(6).repeat_interleave(8)
+    lengths = torch.tensor([90, 97, 95, 110, 105, 98, 400, 800]).repeat(6)
+    mask = torch.arange(801) < lengths.unsqueeze(-1) + 1
+    packed = packing.pack_groups(prompts, groups, torch.zeros(48, 801, dtype=torch.long), mask)
+    groups_of = Counter[tuple[int, int, bool]]()
+    for b in packed.layout.bundles:
+        groups_of[b.rows, b.length, b.repeated] += b.groups
+    assert groups_of == {(4, 98, False): 6, (2, 110, True): 6, (1, 400, True): 6, (1, 800, True): 6}
+    assert packed.ids.shape[1] == sum(map(len, prompts)) + int(lengths.sum())
+    even = packing.pack_groups(prompts, groups, torch.zeros(48, 801, dtype=torch.long), torch.ones_like(mask))
+    assert not any(b.repeated for b in even.layout.bundles) and even.layout.again is None
 
 
 def test_micro_batches_count_a_shared_prompt_once_and_keep_groups_together() -> None:

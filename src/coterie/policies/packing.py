@@ -12,6 +12,9 @@ from torch import Tensor
 
 from coterie.policies.two_part import Bundle, Layout
 
+_BUNDLES = 64
+"""Starting a bundle's operations takes as long as this part of the scores that fit in one."""
+
 
 class Packed(NamedTuple):
     """`ids` [B,W], right-padded with 0. `row`, `column` [N] locate the position that predicts decision n; decisions
@@ -88,13 +91,15 @@ def pack_groups(
             families += _tree(group, len(prompts[group]), rows, words, fed, np.unique([0, *forks[rows]]))
         else:
             families.append(_Family(group, len(prompts[group]), rows, 0, [([r], int(fed[r])) for r in rows]))
+    limit = 2**21 if device.type == "cpu" else 2**26
+    together = _bundles(families, limit) if forked else _cut(families, limit)
     line = _Line()
     bundles: list[Bundle] = []
     place = np.zeros(words.shape, dtype=np.int64)  # what predicts each decision: the token before it
     start = dict.fromkeys(members, 0)
     paths: list[tuple[_Family, int]] = []
     end = 0
-    for alike in _bundles(families, 2**21 if device.type == "cpu" else 2**26):
+    for alike in together:
         sizes = [f.size for f in alike]
         width, length = (max(f.shape[i] for f in alike) for i in (0, 2))
         size = torch.tensor(sizes, device=device)
@@ -106,7 +111,7 @@ def pack_groups(
                 continue
             here = line.add(np.concatenate([prompts[f.group], words[f.rows[-1], : f.begin]]), 0, slot)
             start[f.group] = int(here[0])
-            place[f.rows, : f.begin + 1] = here[f.size - f.begin - 1 :]
+            place[members[f.group], : f.begin + 1] = here[f.size - f.begin - 1 :]
         if not forked:  # whole completions after a prompt: all at once
             slots = [bundle.middle + (i * width + j) * length for i, f in enumerate(alike) for j in range(len(f.parts))]
             line.add_rows(words, place, [f.rows for f in alike], fed, sizes, slots)
@@ -194,6 +199,25 @@ class _Family(NamedTuple):
         """Segments, tokens of the path, tokens of the longest segment."""
         return len(self.parts), self.size, max(stop for _, stop in self.parts) - self.begin
 
+    @property
+    def likeness(self) -> tuple[int, ...]:
+        """What stands side by side when families are sorted by it. Of a group that was cut, rows of one length."""
+        rows, size, length = self.shape
+        return (rows, length, size) if self.repeated and not self.begin else (rows, size, length)
+
+    def cut(self, halvings: int) -> list[_Family]:
+        """The shorter half of its rows, the shorter half of the others, and so on: the last are the longest."""
+        left, out = sorted(self.parts, key=lambda part: part[1]), []
+        for _ in range(halvings):
+            if len(left) > 1:
+                some, left = left[: len(left) // 2], left[len(left) // 2 :]
+                out.append(some)
+        out.append(left)
+        return [
+            self._replace(rows=[r for rows, _ in some for r in rows], parts=some, repeated=i > 0)
+            for i, some in enumerate(out)
+        ]
+
 
 def _tree(group: int, size: int, rows: list[int], words: Any, fed: Any, cuts: Any) -> list[_Family]:
     """The families of a prompt of `size` tokens whose rows share what they have in common up to one of `cuts`.
@@ -232,21 +256,51 @@ def _twins(at: Any, taken: Any, device: torch.device) -> Twins | None:
     return Twins(torch.as_tensor(first, device=device), torch.as_tensor(number, device=device))
 
 
+def _cut(families: list[_Family], limit: int) -> list[list[_Family]]:
+    """Bundles of groups that share their prompts alone. Where lengths have a long tail, the longest rows of each group
+    (half of them, a quarter, …) are bundled by themselves, as long as that saves more padding than a bundle costs.
+    """
+    best = _bundles(families, limit)
+    exact = sum(_work(1, 0, stop, True) + stop * f.size for f in families for _, stop in f.parts)
+    exact += sum(f.size**2 for f in families)
+    least = _cost(best, limit)
+    most = max((len(f.parts) for f in families), default=0)
+    for halvings in range(1, most.bit_length()):
+        if least - limit // _BUNDLES * len(best) - exact < limit // _BUNDLES:
+            break  # little is padding
+        bundles = _bundles([part for f in families for part in f.cut(halvings)], limit)
+        if (cost := _cost(bundles, limit)) >= least:
+            break
+        best, least = bundles, cost
+    return best
+
+
+def _cost(bundles: list[list[_Family]], limit: int) -> float:
+    """Scores, a head, of all bundles with their padding, and what it costs to start each."""
+    total = 0.0
+    for alike in bundles:
+        box = [max(f.shape[i] for f in alike) for i in range(3)]
+        total += len(alike) * _work(box[0], box[1], box[2], alike[0].repeated) + limit // _BUNDLES
+    return total
+
+
+def _work(rows: int, path: int, length: int, repeated: bool) -> int:
+    """Scores of a family, a head."""
+    return (rows * length + (0 if repeated else path)) * (path + length)
+
+
 def _bundles(families: list[_Family], limit: int) -> list[list[_Family]]:
     """Families to compute at once: of similar lengths (padding costs at most half as much again) and, at a prompt, of
     the same number of rows; and no more than keep a bundle's scores, a head, within `limit`."""
 
-    def work(rows: int, path: int, length: int, repeated: bool) -> int:
-        return (rows * length + (0 if repeated else path)) * (path + length)
-
     parts: list[list[_Family]] = []
     box, total = (0, 0, 0), 0
-    for family in sorted(families, key=lambda f: (f.repeated, f.shape)):
-        mine, own = family.shape, work(*family.shape, family.repeated)
+    for family in sorted(families, key=lambda f: (f.repeated, f.likeness)):
+        mine, own = family.shape, _work(*family.shape, family.repeated)
         wide = (max(box[0], mine[0]), max(box[1], mine[1]), max(box[2], mine[2]))
         fits = bool(parts) and parts[-1][0].repeated == family.repeated and (family.repeated or mine[0] == box[0])
         total += own
-        if fits and work(*wide, family.repeated) * (len(parts[-1]) + 1) <= min(limit, 1.5 * total):
+        if fits and _work(*wide, family.repeated) * (len(parts[-1]) + 1) <= min(limit, 1.5 * total):
             parts[-1].append(family)
             box = wide
         else:
