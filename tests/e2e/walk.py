@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from coterie.environments import Step, World, episode_return
+from coterie.environments.self_verified import SelfVerified, outcome, repairs, steps
 from coterie.pieces import task
 from coterie.rewards.functions import WeightedReward
 from coterie.tasks.base import Task
@@ -25,9 +27,18 @@ class Walk:
 
 
 @task()
-def walk(*, turns: int = 3) -> Task:
-    """Goals 0 and 4, each twice."""
+def walk(*, turns: int = 3, verifies: bool = False) -> Task:
+    """Goals 0 and 4, each twice. verifies: with a verdict of the policy on each of its steps."""
     rows = [{"prompt": f"{goal}>", "goal": goal} for goal in (0, 4, 0, 4)]
+    if verifies:
+        graded = [
+            WeightedReward(f, n, w)
+            for f, n, w in ((outcome, "outcome", 1), (steps, "steps", 1), (repairs, "repairs", 0))
+        ]
+        return Task(
+            "walk", rows, rows[:2], rewards=graded, vocabulary="0123456789>abvr+-.,",
+            world=World(partial(SelfVerified, Walk), turns=2 * turns, turn_tokens=4),
+        )  # fmt: skip
     return Task(
         "walk", rows, rows[:2], rewards=[WeightedReward(episode_return, "return")], vocabulary="0123456789>ab",
         world=World(Walk, turns=turns, turn_tokens=1), script=lambda row, observations: "a" if row["goal"] else "b",

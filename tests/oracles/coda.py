@@ -1,0 +1,30 @@
+"""CODA (arXiv:2508.20096): the reward of an action against the right one, and the advantage of the plan behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def reward(kind: str, place: int | None, right_kind: str, right_place: int, places: int) -> float:
+    """place: None for one that cannot be read."""
+    total = 0.0
+    if kind == right_kind:
+        total += 1.0
+        if place is not None:
+            total += 1.0 - math.fabs(place - right_place) / (places - 1)
+    return total
+
+
+def advantages(rewards: Sequence[float], groups: Sequence[int], eps: float = 1e-4) -> list[float]:
+    """Sample standard deviation, as GRPO's."""
+    out = []
+    for r, g in zip(rewards, groups, strict=True):
+        own = [x for x, h in zip(rewards, groups, strict=True) if h == g]
+        mean = math.fsum(own) / len(own)
+        if len(own) < 2 or max(own) == min(own):
+            out.append(0.0)
+            continue
+        std = math.sqrt(math.fsum((x - mean) ** 2 for x in own) / (len(own) - 1))
+        out.append((r - mean) / (std + eps))
+    return out
