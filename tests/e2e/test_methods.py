@@ -75,6 +75,7 @@ NEEDS: dict[str, list[str]] = {
     **dict.fromkeys(("ad-align", "m-grpo"), DILEMMA),
     "agent0-vl": [f"task={{{Path(__file__).with_name('walk.py')}:walk: {{verifies: true}}}}", "rollout.max_tokens=48"],
     "coda": ["task=plan-and-act", "rollout.max_tokens=12"],
+    "ui-r1": ["rewards.shaping.length_budget.top=0.5"],
     "graph-grpo": ["credit.modifiers.edge_mean.pattern='[0-9]'"],
     "aepo-arbitrary-entropy": ["selection.weights.swap_tempered.share=0.25"],
     "adacot": [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from oracles.group_norm import group_norm as z
 
 from coterie.credit import group_norm
 from coterie.environments import Episode, Step
+from coterie.environments.base import RAN
 from coterie.environments.scripted import played
 from coterie.environments.self_verified import SelfVerified, outcome, repairs, steps, verdict
 from coterie.rewards.shaping import gate
@@ -42,7 +42,7 @@ class Given:
     def step(self, action: str) -> Step:
         self.at += 1
         last = self.at == len(self.tools)
-        return Step(f"<{action}>", self.won * last, last, {"tool": self.tools[self.at - 1], "success": last})
+        return Step(f"<{action}>", self.won * last, last, {RAN: bool(self.tools[self.at - 1]), "success": last})
 
 
 def play(rows: Sequence[tuple[float, float, float]], won: float, **settings: float) -> tuple[Episode, list[Step]]:
@@ -78,8 +78,8 @@ def test_returns_against_the_oracle(
 
 @pytest.mark.oracle("agent0-vl")
 def test_numbers_of_the_source() -> None:
-    assert play([(1, 1, 1), (1, 1, 1)], 1.0, repair=0.0)[0].total == pytest.approx(3.985)
-    unsure, _ = play([(0, 0, 0)], 0.0)
+    assert play([(1, 1, 1), (1, 1, 1)], 1.0, tool=0.5, repair=0.0)[0].total == pytest.approx(3.985)
+    unsure, _ = play([(0, 0, 0)], 0.0, steepness=10.0, repair=0.2)
     assert unsure.total == pytest.approx(-0.1998, abs=5e-5) and repairs([""], [unsure]) == [1.0]
     right, wrong, modest = (play([(1, s, c)], w)[0].total for s, c, w in ((1, 1, 1), (1, 1, 0), (-1, 0.9, 0)))
     assert right > wrong > modest  # a wrong step that is praised beats one that is owned up to: why outcomes must count
@@ -135,7 +135,7 @@ def test_conversations_and_worlds_that_wait() -> None:
 
     said, judged, again = asyncio.run(run())
     assert said.observation == again.observation == {"role": "tool", "content": "4v"} and said.reward == 0
-    assert judged.reward == pytest.approx(1.5 - 0.2 / (1 + math.exp(3))) and not judged.done
+    assert judged.reward == 1.5 and not judged.done
 
 
 def test_episodes_that_failed_have_no_reward() -> None:

@@ -125,6 +125,18 @@ def test_the_script_fills_in_forms(browser: None) -> None:
     assert gui.coordinate([""], gold=[row["gold"]], episode=[episode]) == [1.0]
 
 
+def test_first_actions_are_predicted_without_a_browser() -> None:
+    task = web_page(train=30, held_out=5, predict=True)
+    assert task.world is None and task.reference is not None and validate(task).ok
+    assert [r.name for r in task.rewards] == ["action", "coordinate", "form"]
+    for row in task.train:
+        assert row["prompt"][0]["content"].endswith("</answer>")
+        said = task.reference(row)
+        for text, want in ((said, [1, 1, 1]), (said.partition("</think>")[2], [1, 1, 0]), ("", [0, 0, 0])):
+            assert [r.fn([text], gold=[row["gold"]]) for r in task.rewards] == [[w] for w in want]
+    assert {row["gold"]["action"] for row in task.train} == {"click", "scroll"}
+
+
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("playwright", reason="the extra `web` is not installed")
     fresh = world_module._browser.__wrapped__
@@ -159,8 +171,9 @@ def test_the_rewards_of_ui_r1() -> None:
     assert gui.action_name(texts, gold) == [1, 1, 1, 0, 0]
     assert gui.coordinate(texts, gold) == [1, 0, 1, 0, 0]  # an edge is inside, and only clicks have a place
     assert gui.form(texts) == [1, 1, 0, 1, 0] and gui.form([f"x{texts[0]}"]) == [0]
+    assert gui.brief_form(texts) == [0] * 5 and gui.brief_form([texts[0].partition("</think>")[2]]) == [1]
     failed, none = Episode(failed="x"), Episode()
-    for reward in (gui.action_name, gui.coordinate, gui.form, gui.gui_r1):
+    for reward in (gui.action_name, gui.coordinate, gui.form, gui.brief_form, gui.gui_r1):
         assert reward(texts[:2], gold=gold[:2], episode=[failed, none]) == [None, 0.0]
 
 

@@ -6,13 +6,17 @@ import math
 from collections.abc import Sequence
 
 
-def reward(kind: str, place: int | None, right_kind: str, right_place: int, places: int) -> float:
-    """place: None for one that cannot be read."""
+def reward(said: str, wanted: str, places: int) -> float:
+    """Of an action such as c3 by the one that is wanted; both may be any text."""
+    there = [str(d) for d in range(places)]
     total = 0.0
-    if kind == right_kind:
-        total += 1.0
-        if place is not None:
-            total += 1.0 - math.fabs(place - right_place) / (places - 1)
+    for kind in sorted(set(said)):
+        if said.startswith(kind) and wanted.startswith(kind):
+            total += 1.0
+            for i, here in enumerate(there):
+                for j, right in enumerate(there):
+                    if said == kind + here and wanted == kind + right:
+                        total += 1.0 - math.fabs(i - j) / (places - 1)
     return total
 
 

@@ -9,26 +9,33 @@ from coterie.environments.base import Step
 
 PLANNER, EXECUTOR = "planner", "executor"
 KINDS = "ct"
-"""Kinds of actions: click and type."""
+"""First letters of the actions that there are: click and type."""
 END = ">"
 
 
 def action_score(said: str, wanted: str, places: int) -> float:
     """1 for the right kind of action, and then up to 1 more, the less the farther its place is off.
 
-    An action is a kind and a digit. Without the right kind the place is worth nothing, nor is one that does not exist.
+    The kind is a letter, the place a digit. Without the right kind the place is worth nothing, nor is one that does not
+    exist. Where nothing is wanted nothing is right.
     """
-    if said[:1] != wanted[:1]:
+    if not wanted or said[:1] != wanted[0]:
         return 0.0
-    place = said[1:]
-    if len(place) != 1 or place not in "0123456789"[:places]:
-        return 1.0
-    return 2.0 - abs(int(place) - int(wanted[1:])) / (places - 1)
+    here, there = _place(said, places), _place(wanted, places)
+    return 1.0 if here is None or there is None else 2.0 - abs(here - there) / (places - 1)
+
+
+def _place(action: str, places: int) -> int | None:
+    """Where an action is to take place; None where that is nowhere."""
+    return int(action[1:]) if len(action) == 2 and action[1] in "0123456789"[:places] else None
 
 
 class PlanAndAct:
-    """Rows have `target`, an action. The planner writes, the executor reads it and acts, and both get the score of the
-    action. The verdict is that it is the target.
+    """Rows have `target`, an action. The planner writes, the executor reads it and acts.
+
+    The planner gets the score of the action by the target. The executor, who cannot know the target, gets the score by
+    what it was told: so it can learn to do as it is told before the planner says anything that is right. The verdict is
+    that the action is the target.
     """
 
     def __init__(self, places: int) -> None:
@@ -40,7 +47,9 @@ class PlanAndAct:
 
     def step(self, actions: Mapping[str, str]) -> dict[str, Step]:
         if PLANNER in actions:
-            return {EXECUTOR: Step(actions[PLANNER] + END)}
+            self.told = actions[PLANNER]
+            return {EXECUTOR: Step(self.told + END)}
         said = actions[EXECUTOR]
-        over = Step(END, action_score(said, self.target, self.places), True, {"success": said == self.target})
-        return {PLANNER: over, EXECUTOR: over}
+        info = {"success": said == self.target}
+        wanted = {PLANNER: self.target, EXECUTOR: self.told}
+        return {who: Step(END, action_score(said, what, self.places), True, info) for who, what in wanted.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coterie.environments.base import Episode, Step
+from coterie.environments.base import RAN, Episode, Step
 
 CUE, ON, REPAIR = "v", ">", "r>"
 _VERDICT = re.compile(r"\s*([+-])(\d(?:\.\d+)?),(\d(?:\.\d+)?)\s*")
@@ -28,18 +28,19 @@ class SelfVerified:
     """Another environment, each step of which has two turns: the solver's, which goes to that environment, and the
     verifier's, who has read what came of it and writes a verdict such as '+1,0.9'.
 
-    Step t (from 0) is worth gamma^t (tool * used + score * sure - gate * repair), gate = sigmoid(steepness * (below -
-    sure)); `used` is the environment's info "tool". That and what the environment pays come with the verdict. Behind it
-    stands `on`, or `mend` where sure < below: the next step is a repair, if the episode goes on. A world of this has
-    twice the turns. Infos have outcome (what the environment paid), process (what the step was worth) and repair.
+    Step t (from 0) is worth gamma^t (tool * used + score * sure), `used` where its tool calls ran (info "ran"). A step
+    of which the verifier is not sure, sure < below, is to be repaired, and costs gamma^t * gate * repair, gate =
+    sigmoid(steepness * (below - sure)). All this, and what the environment pays, comes with the verdict. Behind it
+    stands `on`, or `mend` where the next step is a repair. A world of this has twice the turns. Infos have outcome
+    (what the environment paid), process (what the step was worth) and repair.
     """
 
     make: Callable[[], Any]
-    tool: float = 0.5
+    tool: float = 0.3
     gamma: float = 0.99
     below: float = 0.7
-    steepness: float = 10.0
-    repair: float = 0.2
+    steepness: float = 5.0
+    repair: float = 0.05
     cue: str = CUE
     on: str = ON
     mend: str = REPAIR
@@ -59,12 +60,12 @@ class SelfVerified:
             return Step(self._asked(self._taken.observation), info={"success": False})
         taken, self._taken = self._taken, None
         score, sure = verdict(action)
-        gate = 1 / (1 + math.exp(-self.steepness * (self.below - sure)))
-        used = float(taken.info.get("tool", 0.0))
-        worth = self.gamma**self._steps * (self.tool * used + score * sure - gate * self.repair)
+        unsure = sure < self.below
+        cost = self.repair / (1 + math.exp(-self.steepness * (self.below - sure))) if unsure else 0.0
+        worth = self.gamma**self._steps * (self.tool * bool(taken.info.get(RAN)) + score * sure - cost)
         self._steps += 1
-        own = {"outcome": taken.reward, "process": worth, "repair": float(sure < self.below)}
-        said = self.mend if sure < self.below else self.on
+        own = {"outcome": taken.reward, "process": worth, "repair": float(unsure)}
+        said = self.mend if unsure else self.on
         return Step(said, taken.reward + worth, taken.done, {"success": False, **taken.info, **own})
 
     def _asked(self, observation: Any) -> Any:

@@ -15,6 +15,7 @@ from coterie.environments.base import Episode
 from coterie.environments.gui import Act, inside, read
 
 _FORM = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+_BRIEF = re.compile(r"\s*<answer>.*?</answer>\s*", re.DOTALL)
 NEAR = 140
 """Pixels that GUI-R1 allows between a click and the point it should hit."""
 _DIRECTIONS = {"left", "right", "up", "down"}
@@ -41,8 +42,17 @@ def coordinate(
 
 def form(completions: list[str], episode: list[Episode] | None = None, **_: Any) -> list[float | None]:
     """UI-R1: 1 where the whole text is <think>…</think><answer>…</answer>."""
+    return _formal(_FORM, completions, episode)
+
+
+def brief_form(completions: list[str], episode: list[Episode] | None = None, **_: Any) -> list[float | None]:
+    """UI-R1-E, last phase: 1 where the whole text is <answer>…</answer>, without a thought."""
+    return _formal(_BRIEF, completions, episode)
+
+
+def _formal(pattern: re.Pattern[str], completions: list[str], episode: list[Episode] | None) -> list[float | None]:
     blank = [{"action": ""}] * len(completions)
-    return _each(completions, blank, episode, lambda text, act, want: float(bool(_FORM.fullmatch(text))), unread=True)
+    return _each(completions, blank, episode, lambda text, act, want: float(bool(pattern.fullmatch(text))), unread=True)
 
 
 def gui_r1(

@@ -13,6 +13,7 @@ from coterie.environments.text_world import opening
 from coterie.environments.web_page import HEIGHT, WIDTH, WebPage, shown
 from coterie.errors import RecipeError
 from coterie.pieces import task
+from coterie.rewards import gui
 from coterie.rewards.functions import WeightedReward
 from coterie.tasks.base import Task
 from coterie.tasks.split import Row, generate
@@ -25,6 +26,7 @@ HOW = (
     'Actions, one a turn: {"action": "click", "point": [x, y]}, {"action": "type", "input_text": "…"}, '
     '{"action": "scroll", "input_text": "up" or "down"}.'
 )
+FIRST = "Which action comes first? <think>…</think><answer>{…}</answer>"
 
 
 @task()
@@ -33,6 +35,7 @@ def web_page(
     fields: int = 1,
     ticks: int = 1,
     turns: int = 10,
+    predict: bool = False,
     timeout: float | None = None,
     chat: bool = True,
     train: int = 200,
@@ -41,8 +44,9 @@ def web_page(
 ) -> Task:
     """'Type Oslo into city, switch gift on, then press send.': clicks, keys and scrolling in Chromium (extra `web`).
 
-    fields and ticks: to fill in and to switch on, among others. The page is two screens high. timeout: seconds a call
-    may take; with one, each episode has a browser of its own, without one all share one. chat: prompts are
+    fields and ticks: to fill in and to switch on, among others. The page is two screens high. predict: only the first
+    action is asked for, and graded for its name, its place and its form (UI-R1); there is no browser. timeout: seconds
+    a call may take; with one, each episode has a browser of its own, without one all share one. chat: prompts are
     conversations. Pages are local files; the browser reaches nothing else.
     """
     if not 0 <= fields <= 3 or not 0 <= ticks <= 3 or turns < 2 * fields + ticks + 1:
@@ -69,10 +73,17 @@ def web_page(
         steps += [f"switch {label} on" for label in goal["ticks"]]
         text = f"Task: {', '.join([*steps, 'then press ' + goal['button']])}.\n{HOW}"
         seen = shown([{**w, "value": "", "on": False, "focus": False} for w in widgets])
-        row = {"prompt": opening(f"{text}\n{seen}", chat=chat), "widgets": widgets, "goal": goal}
+        asked = f"{text}\n{seen}\n{FIRST}" if predict else f"{text}\n{seen}"
+        row = {"prompt": opening(asked, chat=chat), "widgets": widgets, "goal": goal}
         return {**row, "gold": _gold(row)}
 
     rows, held = generate(make, train, held_out, seed)
+    if predict:
+        parts = {"action": gui.action_name, "coordinate": gui.coordinate, "form": gui.form}
+        return Task(
+            "web-page", rows, held, rewards=[WeightedReward(f, name) for name, f in parts.items()], verify=_hits,
+            reference=_said, corrupt=lambda row, seed: _said(row).replace('"action": "', '"action": "no'),
+        )  # fmt: skip
     return Task(
         "web-page", rows, held, rewards=[WeightedReward(episode_return, "return")], script=_script,
         world=World(WebPage, turns=turns, timeout=timeout),
@@ -99,6 +110,15 @@ def plan(row: Row) -> list[dict[str, Any]]:
 def _gold(row: Row) -> dict[str, Any]:
     """The first action, for rewards that grade single ones."""
     return {k: v for k, v in plan(row)[0].items() if k != "point"}
+
+
+def _hits(completion: str, row: Row) -> bool:
+    return gui.coordinate([completion], [row["gold"]]) == [1.0]
+
+
+def _said(row: Row) -> str:
+    """The first action, in the form that is asked for."""
+    return f"<think></think><answer>{_script(row, ())}</answer>"
 
 
 def _script(row: Row, observations: Sequence[Any]) -> str:
