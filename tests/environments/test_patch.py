@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from oracles.gate import accumulated
 
+from coterie.api import start
 from coterie.environments import Episode
 from coterie.environments.patch import Patch, outcome, steps
 from coterie.environments.scripted import played
 from coterie.errors import RecipeError
+from coterie.recipe import resolve
 from coterie.rewards.shaping import gate
 from coterie.tasks import patch
 from coterie.tasks.base import validate
@@ -73,3 +77,11 @@ def test_the_task() -> None:
     assert outcome([""], [episode]) == [2.0] and steps([""], [episode]) == [0.75]
     with pytest.raises(RecipeError, match="a turn to edit"):
         patch(turns=1)
+
+
+def test_the_loop_pays_behind_the_gate(tmp_path: Path) -> None:
+    small = ["task=patch", "model={init: {layers: 1, width: 16, heads: 2, context: 96}}", "threads=1", "steps=1",
+             "draw.prompts=2", "rollout.group_size=4", "rollout.max_tokens=64", "evaluation.prompts=2"]  # fmt: skip
+    last = start(resolve(method="grpo+g-ra", overrides=small), tmp_path / "run", quiet=True).last
+    assert last["gate/open_share"] == 0  # from random weights nobody submits code that was changed
+    assert last["reward/mean"] == pytest.approx(last["reward/outcome"]) and last["reward/steps"] >= 0
