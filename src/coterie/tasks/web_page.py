@@ -79,10 +79,11 @@ def web_page(
 
     rows, held = generate(make, train, held_out, seed)
     if predict:
-        parts = {"action": gui.action_name, "coordinate": gui.coordinate, "form": gui.form}
         return Task(
-            "web-page", rows, held, rewards=[WeightedReward(f, name) for name, f in parts.items()], verify=_hits,
-            reference=_said, corrupt=lambda row, seed: _said(row).replace('"action": "', '"action": "no'),
+            "web-page", rows, held, verify=_hits, reference=_said,
+            corrupt=lambda row, seed: _said(row).replace('"action": "', '"action": "no'),
+            rewards=[WeightedReward(gui.action_name, "action"), WeightedReward(gui.coordinate, "coordinate"),
+                     WeightedReward(gui.form, "form")],
         )  # fmt: skip
     return Task(
         "web-page", rows, held, rewards=[WeightedReward(episode_return, "return")], script=_script,
