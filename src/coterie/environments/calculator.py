@@ -20,7 +20,7 @@ LONGEST = 12
 class Calculator:
     """Rows have `answer`, a text. An action that begins with "?" is a Python expression, and what it prints is the
     observation; one that begins with "!" is the answer and ends the episode, with 1 if it is right. Anything else, and
-    an expression that fails, is answered with "e". Info "tool" is 1 where Python was asked and answered.
+    an expression that fails, is answered with "e".
     """
 
     def reset(self, row: Mapping[str, Any]) -> None:
