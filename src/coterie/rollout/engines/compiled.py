@@ -99,7 +99,7 @@ def _any_rows(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    run = torch.compile(function, dynamic=True, fullgraph=True, isolate_recompiles=True)
+    run = torch.compile(function, dynamic=True, fullgraph=True)
 
     def guarded(*args: Any) -> Any:
         try:
