@@ -29,6 +29,7 @@ from coterie.policies.split import SplitModel
 from coterie.policies.transformers_policy import TransformersPolicy
 from coterie.reductions import group_sum
 from coterie.rollout.engines.base import Generation, Progress, Request, Until
+from coterie.rollout.engines.compiled import compilable
 from coterie.rollout.engines.copied import CopiedEngine
 from coterie.rollout.engines.local import LocalEngine, evaluating
 from coterie.rollout.engines.memory import Memory
@@ -72,19 +73,21 @@ class CausalLM(TransformersPolicy):
                 _disable_own_dropout(layer)
 
     def _make_engine(self) -> LocalEngine | CopiedEngine | VLLMEngine:
-        context = _context(self.model, self.spec)
+        context, compiled = _context(self.model, self.spec), self.spec.compile_decode
         if self.spec.engine == "vllm":
             return VLLMEngine(self.model, self.tokenizer, options=self.spec.vllm, context=context)
 
         def on_copy(twin: Any) -> LocalEngine:
             with evaluating(twin):
                 shared = SharedPrefix(SplitModel(twin)) if self.spec.shared_prefix else None
-            return LocalEngine(twin, self.tokenizer, context=context, shared=shared)
+            return LocalEngine(twin, self.tokenizer, context=context, shared=shared, compiled=compiled)
 
         dtype = getattr(torch, self.spec.sample_dtype) if self.spec.sample_dtype else self.model.dtype
         if dtype != self.model.dtype:
+            if compiled:
+                compilable(self._shared)  # the copy is made when it is first sampled from, and would say so then
             return CopiedEngine(self.model, dtype, on_copy, context)
-        return LocalEngine(self.model, self.tokenizer, context=context, shared=self._shared)
+        return LocalEngine(self.model, self.tokenizer, context=context, shared=self._shared, compiled=compiled)
 
     @classmethod
     def load(cls, spec: ModelSpec, *, tokenizer: Any = None) -> CausalLM:

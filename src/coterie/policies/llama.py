@@ -58,14 +58,23 @@ class Layer:
         self, number: int, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, rows: Tensor | None
     ) -> Tensor:
         """x [L,H] -> [L,H], or, of the last layer, of `rows` alone."""
-        q, k, v = (y.unflatten(-1, (-1, self.head)) for y in self.qkv(self.before(x)))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        found = attention(number, rotate(q, cos, sin), rotate(k, cos, sin), v, self.rule).flatten(1)
+        q, k, v = self.enter(x, cos, sin)
+        found = attention(number, q, k, v, self.rule).flatten(1)
         if rows is not None:
             found, x = found.index_select(0, rows), x.index_select(0, rows)
             if (kept := replay.current()) is not None:
                 kept.narrow(rows)
+        return self.leave(x, found)
+
+    def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What stands before attention: x [L,H] -> queries [L,h,D], keys and values [L,K,D]."""
+        q, k, v = (y.unflatten(-1, (-1, self.head)) for y in self.qkv(self.before(x)))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def leave(self, x: Tensor, found: Tensor) -> Tensor:
+        """What stands after it: x [L,H] and what attention found [L,h*D] -> [L,H]."""
         x = x + self.out(found)
         return x + self.mlp(self.after(x))
 

@@ -82,6 +82,9 @@ class ModelSpec(SourceSpec):
     shared_prefix: bool = True
     """Encode the prompt of a group once when scoring its rollouts: the same values, less work. Models that cannot are
     found out and score row by row."""
+    compile_decode: bool = False
+    """Sample through torch.compile, with our own engine and a model built like Llama. The first samples wait for the
+    compilation."""
     engine: Literal["local", "vllm"] = "local"
     """What samples: our own engine, or vLLM, which must be installed."""
     vllm: dict[str, Any] = Field(default_factory=dict)
@@ -91,6 +94,10 @@ class ModelSpec(SourceSpec):
     def _one_precision(self) -> Self:
         if self.engine == "vllm" and self.sample_dtype is not None:
             raise ValueError("model.sample_dtype is of the local engine; with vLLM say model.vllm.dtype")
+        if self.engine == "vllm" and self.compile_decode:
+            raise ValueError("model.compile_decode is of the local engine; vLLM compiles by itself")
+        if self.compile_decode and not self.shared_prefix:
+            raise ValueError("model.compile_decode needs model.shared_prefix=true")
         if self.engine != "vllm" and self.vllm:
             raise ValueError("model.vllm needs model.engine=vllm")
         return self

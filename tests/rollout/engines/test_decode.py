@@ -10,6 +10,7 @@ from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
 from coterie.policies.tiny import TinySpec, build
 from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
+from coterie.rollout.engines.packed import PackedWeights
 
 
 def gemma2():
@@ -182,7 +183,7 @@ def test_packed_weights_follow_the_weights(adapted):
         ModelSpec(init=TinySpec(family="qwen3", vocabulary="abcdefgh"), lora=LoraSpec(r=2) if adapted else None)
     )
     decoder = policy.engine.decoder
-    assert decoder.packed is not None
+    assert isinstance(decoder.layers, PackedWeights)
     for change in (0.0, 0.3):
         with torch.no_grad():
             for i, p in enumerate(policy.trainable_parameters()):
@@ -190,5 +191,5 @@ def test_packed_weights_follow_the_weights(adapted):
         with torch.inference_mode():
             state = decoder.prefill([[1, 3, 4]])
             decoder.step([state], [torch.tensor([5])])
-            assert decoder.packed.made is not None
+            assert decoder.layers.made is not None
             check(policy.model, state, [[1, 3, 4, 5]])

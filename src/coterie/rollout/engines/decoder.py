@@ -13,6 +13,7 @@ from coterie.policies.attention import Attention, Rule
 from coterie.policies.packing import PackedGroups, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.two_part import two_part_attention
+from coterie.rollout.engines.compiled import CompiledLayers
 from coterie.rollout.engines.decode import DecodeState
 from coterie.rollout.engines.memory import Extension, Found, Memory
 from coterie.rollout.engines.packed import PackedWeights
@@ -54,9 +55,11 @@ class CachedDecoder:
 class SharedDecoder:
     """A model that passes the self-check of `SharedPrefix`: nothing is copied a row, nothing is padded."""
 
-    def __init__(self, shared: SharedPrefix) -> None:
+    def __init__(self, shared: SharedPrefix, compiled: CompiledLayers | None = None) -> None:
         self.shared = shared
-        self.packed = PackedWeights(shared.llama) if shared.llama is not None else None
+        self.layers: PackedWeights | CompiledLayers | None = compiled
+        if compiled is None and shared.llama is not None:
+            self.layers = PackedWeights(shared.llama)
         self.memory: Memory | None = None
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Rows:
@@ -108,7 +111,7 @@ class SharedDecoder:
         llama = self.shared.llama
         if llama is None or llama.hooked:
             return self.shared.run(ids, positions, attention, torch.arange(ids.shape[1], device=ids.device))
-        layers = self.packed.layers() if self.packed is not None else None
+        layers = self.layers.layers() if self.layers is not None else None
         return llama(ids, positions, attention, layers=layers)
 
 

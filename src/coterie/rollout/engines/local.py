@@ -16,6 +16,7 @@ from coterie.policies import replay
 from coterie.policies.replay import Replay
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.rollout.engines.base import Generation, Progress, Request, Until, room_for
+from coterie.rollout.engines.compiled import CompiledLayers, compilable
 from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
 from coterie.rollout.engines.memory import Memory
 from coterie.rollout.engines.sampling import draw, uniform, widen
@@ -103,6 +104,8 @@ class LocalEngine:
     all its samples. `forbid` are token ids that
     are never sampled (media placeholders, say); they leave the support, so scoring must leave them out too.
     Its log-probs are the trainer's own (`exact`) if `model` is what is trained.
+    `compiled` runs the layers of a model built like Llama through torch.compile while decoding, which costs the first
+    call its compilation; a PolicyError says where that cannot be.
     `context` bounds prompt plus completion and defaults to the model's `max_position_embeddings`.
     """
 
@@ -116,11 +119,15 @@ class LocalEngine:
         forbid: Sequence[int] = (),
         context: int | None = None,
         shared: SharedPrefix | None = None,
+        compiled: bool = False,
     ) -> None:
         self.exact = True
         self.model, self.tokenizer = model, tokenizer
         self.shares_prefix = shared is not None and shared.exact
-        self.decoder: Any = SharedDecoder(shared) if shared is not None and shared.exact else CachedDecoder(model)
+        layers = CompiledLayers(compilable(shared)) if compiled else None
+        self.decoder: Any = CachedDecoder(model)
+        if shared is not None and shared.exact:
+            self.decoder = SharedDecoder(shared, layers)
         self.max_rows, self.max_cache_tokens = max_rows, max_cache_tokens
         self.forbid = tuple(forbid)
         self.context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -148,6 +155,8 @@ class LocalEngine:
         """Room for the products of a call's tokens."""
         llama = self.decoder.shared.llama if self.shares_prefix else None
         if not self.keep_bytes or llama is None or llama.hooked or self.decoder.memory is not None:
+            return None
+        if isinstance(self.decoder.layers, CompiledLayers):  # inside a compiled function nothing is kept
             return None
         weights, encoded = llama.products(), sum(map(len, prompts))
         held = sum(k.bytes for k in self.kept)

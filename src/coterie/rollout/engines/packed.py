@@ -46,7 +46,7 @@ class PackedWeights:
         for layer, module in zip(self.llama.layers, self.llama.decoder.layers, strict=True):
             mine, mlp = module.self_attn, module.mlp
             parts = [mine.q_proj, mine.k_proj, mine.v_proj, mine.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-            found = [_weight_and_bias(part) for part in parts]
+            found = [weight_and_bias(part) for part in parts]
             if any(f is None for f in found):
                 return None
             q, k, v, o, gate, up, down = (f for f in found if f is not None)
@@ -99,7 +99,7 @@ def _product(*parts: tuple[Tensor, Tensor | None]) -> Linear:
     return times
 
 
-def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None] | None:
+def weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None] | None:
     """What a linear layer multiplies by, adapters included; None for layers of another kind."""
     if type(module) is torch.nn.Linear:
         return module.weight, module.bias
