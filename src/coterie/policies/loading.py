@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coterie.errors import PolicyError
+from coterie.hardware import device_of
 from coterie.policies import own_code
 from coterie.policies.tiny import TinySpec, build
 from coterie.policies.wide_head import widen_head
@@ -106,13 +107,10 @@ _ALIGNED = 64
 
 def load_model_and_tokenizer(spec: SourceSpec, tokenizer: Any = None) -> tuple[Any, Any]:
     """The model on its device in eval mode (in a PEFT wrapper where it has adapters), and its tokenizer."""
-    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it would write over the run's own progress, at every checkpoint too
-    device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise PolicyError("no CUDA device is visible", where=f"model.device={device}", hint="use device=auto or cpu")
+    device = device_of(spec.device)
     if spec.init is not None:
         model, own = spec.build()
         if spec.dtype == "bfloat16":
