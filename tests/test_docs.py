@@ -99,9 +99,7 @@ def page(
     monkeypatch.setattr("coterie.cli.inspect.validate_task", validate)
     monkeypatch.setattr("coterie.cli.demo.run_demo", lambda *args: None)
     monkeypatch.setattr("coterie.cli.doctor.examine", lambda *args: None)
-    methods.load.cache_clear()
     yield found
-    methods.load.cache_clear()
 
 
 def check(recipe: Recipe) -> None:

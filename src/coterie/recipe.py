@@ -68,7 +68,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that makes the same recipe again."""
-        out: dict[str, Any] = {"method": self.method, **self.settings.model_dump(mode="json", exclude_none=True)}
+        out: dict[str, Any] = {
+            "method": methods.absolute(self.method),
+            **self.settings.model_dump(mode="json", exclude_none=True),
+        }
         out["rewards"] = {**out.get("rewards", {}), "functions": [_function_text(f) for f in self.functions]}
         if self.process is not None:
             out["rewards"]["process"] = _function_text(self.process)

@@ -191,8 +191,8 @@ def manifest(recipe: str, *, task: str, method: str, seed: int) -> dict[str, Any
         "recipe_sha256": hashlib.sha256(recipe.encode()).hexdigest(),
         "versions": versions,
         "platform": platform.platform(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_commit": (commit := _git("rev-parse", "HEAD")),
+        "git_dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
