@@ -110,7 +110,6 @@ def export_policy(run_path: Path, out: Path) -> None:
     """Load the last checkpoint as the run would, and write plain Hugging Face format; of several policies each to a
     folder of its name.
     """
-    from coterie.policies.diffusers.policy import DiffusersPolicy
     from coterie.run import build
 
     _must_be_free(out)
@@ -119,8 +118,21 @@ def export_policy(run_path: Path, out: Path) -> None:
     with _saving(out):
         for agent in run.agents:
             agent.policy.save(out / agent.name, merge=True)
-    loader = "DiffusionPipeline" if isinstance(run.policy, DiffusersPolicy) else "AutoModelForCausalLM"
-    console.print(f"model       {out}\nload it with {loader}.from_pretrained('{out}')", markup=False)
+    for agent in run.agents:
+        folder = out / agent.name
+        console.print(f"model       {folder}\n{_use(agent.policy, folder)}", markup=False)
+
+
+def _use(policy: Any, folder: Path) -> str:
+    """What to do with a saved policy of this kind."""
+    from coterie.policies.diffusers.policy import DiffusersPolicy
+    from coterie.policies.transformers_policy import TransformersPolicy
+
+    if isinstance(policy, TransformersPolicy):
+        return f"load it with {policy.spec.auto_class}.from_pretrained('{folder}')"
+    if isinstance(policy, DiffusersPolicy):
+        return f"load it with DiffusionPipeline.from_pretrained('{folder}')"
+    return f"go on with it: --model {folder}"
 
 
 def merge_models(models: list[str], ratios: list[float], out: Path) -> None:
