@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,8 +67,22 @@ def test_two_methods_on_two_seeds(cli: Callable, tmp_path: Path) -> None:
     assert again.code == 0 and "against grpo" in again.out
     assert (tmp_path / "both/grpo/seed-0/metrics.jsonl").stat().st_mtime_ns == written, "nothing was run again"
 
+    stopped = tmp_path / "both/mine.yaml/seed-0"
+    shutil.rmtree(stopped / "checkpoints/step-000002")
+    (stopped / "status.json").write_text((stopped / "status.json").read_text().replace("finished", "interrupted"))
+    onwards = cli(*args)
+    assert onwards.code == 0, onwards.err
+    assert json.loads(onwards.out) == found, "it goes on as if it had not been stopped"
+
     other = cli(*args, "optimizer.lr=1e-2")
     assert other.code == 5 and "another recipe" in other.err and "--out" in other.err
+
+
+def test_ctrl_c_stops_the_comparison(cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = Result(Path("x"), [], True, None)
+    monkeypatch.setattr("coterie.compare.start", lambda recipe, path, quiet: ended)
+    answer = cli("compare", *TINY, "--methods", "grpo,rloo", "-q")
+    assert answer.code == 130 and "the same command goes on" in answer.out
 
 
 @pytest.mark.parametrize(

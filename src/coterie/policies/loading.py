@@ -161,8 +161,15 @@ def _weights(spec: SourceSpec, name: str, local: bool, options: dict[str, Any]) 
     """The model of a folder or hub id. Raises PolicyError where some of its weights are not there: transformers would
     leave them as random numbers.
     """
+    from transformers.utils import logging
+
     load = lambda: _auto(spec, name).from_pretrained(name, output_loading_info=True, **options)  # noqa: E731
-    model, info = _ask(name, local, "model", load)
+    spoken = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would print a table of what is missing, which is said below
+    try:
+        model, info = _ask(name, local, "model", load)
+    finally:
+        logging.set_verbosity(spoken)
     if missing := sorted(info["missing_keys"]):
         raise PolicyError(
             f"{len(missing)} of the model's weights are not in it, {missing[0]} among them",
