@@ -1,4 +1,4 @@
-"""Held-out accuracy of the demos that do not write tokens one after another, before and after, over seeds.
+"""Held-out accuracy of the demos, before and after, over seeds.
 
 Each is `coterie demo NAME --seed S` as it is: its recipe, one CPU thread, from random weights. Accuracy is that of
 sampled completions, and of greedy ones where there are any.
@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.results import Figure, Findings
 
-NAMES = ("flow", "masked-diffusion")
+NAMES = ("sort", "flow", "masked-diffusion")
 LEAST = 0.25
 """By how much the share that is right must rise with every seed."""
 

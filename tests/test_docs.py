@@ -95,13 +95,18 @@ def page(
     monkeypatch.setattr("coterie.cli.output.print_result", lambda *args: None)
     monkeypatch.setattr("coterie.cli.plan.show_plan", lambda recipe, as_json: check(recipe))
     monkeypatch.setattr("coterie.cli.commands.evaluate_target", evaluate)
+
+    def compare(names: list[str], recipes: dict[tuple[str, int], Recipe], *args: object) -> bool:
+        for recipe in recipes.values():
+            check(recipe)
+        return True
+
+    monkeypatch.setattr("coterie.cli.commands.compare_methods", compare)
     monkeypatch.setattr("coterie.cli.commands.export_policy", lambda run, folder: None)
     monkeypatch.setattr("coterie.cli.inspect.validate_task", validate)
     monkeypatch.setattr("coterie.cli.demo.run_demo", lambda *args: None)
     monkeypatch.setattr("coterie.cli.doctor.examine", lambda *args: None)
-    methods.load.cache_clear()
     yield found
-    methods.load.cache_clear()
 
 
 def check(recipe: Recipe) -> None:

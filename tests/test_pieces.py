@@ -313,7 +313,7 @@ class TestFinding:
             pieces.get("baseline", f"{tmp_path}/none.py:halved")
         file = tmp_path / "mine.py"
         file.write_text(MINE)
-        with pytest.raises(RecipeError, match=r"(?s)unknown baseline 'halve'.*did you mean 'halved'"):
+        with pytest.raises(RecipeError, match=r"(?s)mine.py has no baseline 'halve'.*did you mean 'halved'"):
             pieces.get("baseline", f"{file}:halve")
 
     def test_a_users_file_that_breaks_breaks_every_time(self, tmp_path: Path) -> None:

@@ -116,6 +116,14 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
         made(str(file.rename(tmp_path / "mine2.yaml")))
 
 
+def test_a_method_file_is_named_with_its_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("title: Mine\nsummary: s\nrecipe: {objective: {aggregation: token}}\n")
+    with pytest.raises(RecipeError, match=r"(?s)unknown method 'mine'.*named as a file: mine\.yaml"):
+        made("dapo+mine")
+    assert made("dapo+mine.yaml+kl").chain["objective.terms"]
+
+
 def test_two_whiteners_in_a_chain_are_pointed_out() -> None:
     recipe = made("grpo")
     recipe.chain["credit.modifiers"] = [recipe.single["credit.baseline"]]

@@ -96,6 +96,7 @@ def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None, w
     from coterie.scale import team
 
     directory = RunDir.open(path)
+    directory.check_recipe()
     overrides = [] if steps is None else [f"steps={steps}"]
     if workers is not None:
         overrides.append(f"scale.train_workers={workers}")

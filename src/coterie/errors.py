@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class CoterieError(Exception):
@@ -60,6 +61,12 @@ class SandboxError(CoterieError):
     """Model-written code that cannot be run safely here, or not as asked."""
 
     exit_code = 8
+
+
+def plainly(problem: Mapping[str, Any]) -> str:
+    """What pydantic says of one value, as the middle of a sentence."""
+    said = str(problem["msg"]).removeprefix("Value error, ")
+    return said[:1].lower() + said[1:]
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

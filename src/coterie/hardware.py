@@ -1,11 +1,31 @@
-"""Settings of the process that make the machine faster for us."""
+"""The device of a model, and settings of the process that make the machine faster for us."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
+from coterie.errors import PolicyError
+
 _TRIM, _TOP_PAD, _MMAP = -1, -2, -3  # of malloc.h
+
+
+def device_of(name: str) -> str:
+    """The device that `model.device` names; `auto` is CUDA where there is one. Raises PolicyError for one that is not
+    there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    where = f"model.device={name}"
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise PolicyError("no such device", where=where, hint="auto, cpu, cuda or cuda:N") from None
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise PolicyError("no CUDA device is visible", where=where, hint="use device=auto or cpu")
+    return name
 
 
 def reuse_freed_memory() -> None:

@@ -53,6 +53,14 @@ def read_yaml(text: str, origin: str) -> Layer:
 def read_yaml_file(path: Path) -> Layer:
     try:
         text = path.read_text(encoding="utf-8")
+    except IsADirectoryError:
+        run = (path / "recipe.yaml").is_file()
+        raise RecipeError(
+            f"{path} is a {'run' if run else 'folder'}, not a recipe",
+            hint=f"coterie resume {path}, or a new run: coterie train {path / 'recipe.yaml'}"
+            if run
+            else "give the path of a recipe .yaml",
+        ) from None
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}", hint="give the path of a recipe .yaml") from None
     except UnicodeDecodeError:

@@ -23,9 +23,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from coterie import columns as vocabulary
-from coterie.errors import RecipeError, did_you_mean
+from coterie.errors import RecipeError, did_you_mean, plainly
 from coterie.schedules import Schedule, looks_like_schedule, resolve
-from coterie.user_files import load_file
+from coterie.user_files import blamed, load_file
 
 # kind -> (package its files live in, column it writes or None)
 KINDS: dict[str, tuple[str, str | None]] = {
@@ -136,7 +136,7 @@ class Piece:
                 raise RecipeError(
                     f"'{name}' of {self.kind} '{self.slug}' expects {setting.type_text}, got {value!r}",
                     where=written.get(name, place),
-                    hint=": ".join([*map(str, problem["loc"]), problem["msg"].lower()]),
+                    hint=": ".join([*map(str, problem["loc"]), plainly(problem)]),
                 ) from None
             if self.kind in FIXED_KINDS and isinstance(bound[name], Schedule):
                 raise RecipeError(
@@ -182,8 +182,10 @@ class BoundPiece:
         if self.instance is not None:
             for name, value in self.at(step).items():
                 setattr(self.instance, name, value)
-            return _checked(piece, self.instance, columns, {})
-        return _checked(piece, piece.fn, columns, self.at(step))
+            with blamed(piece.module, f"{piece.kind} '{piece.slug}'"):
+                return _checked(piece, self.instance, columns, {})
+        with blamed(piece.module, f"{piece.kind} '{piece.slug}'"):
+            return _checked(piece, piece.fn, columns, self.at(step))
 
     def state_dict(self) -> dict[str, Any]:
         return self.instance.state_dict() if self.instance is not None else {}
@@ -273,7 +275,9 @@ def register(
     key = (kind, piece.slug)
     known = _registry.get(key)
     if known is not None and known.module != piece.module:
-        raise RecipeError(f"{kind} '{piece.slug}' is defined twice, in {known.module} and in {piece.module}")
+        raise RecipeError(
+            f"{kind} '{piece.slug}' is defined twice, in {known.module} and in {piece.module}", hint="rename one"
+        )
     _registry[key] = piece
     if stateful or kind not in TABLE_KINDS:
         obj.piece = piece
@@ -370,19 +374,37 @@ def _discover_all() -> None:
 def get(kind: str, slug: str, *, where: str = "") -> Piece:
     """The piece of a kind by its slug, or by `file.py:name` for a user's own."""
     if ".py:" in slug:
-        path, slug = slug.rsplit(":", 1)
-        module = load_file(path)
-        for mine in _registry.values():  # a file of one's own may hold several, so there the name counts
-            if (mine.kind, mine.module, mine.fn.__name__) == (kind, module, slug):
-                return mine
+        path, _, name = slug.rpartition(":")
+        return _of_file(kind, path, name, where)
     _discover_all()
     piece = _registry.get((kind, slug)) or _registry.get((kind, slug.replace("-", "_")))
     if piece is None:
         known = [s for k, s in _registry if k == kind]
-        raise RecipeError(
-            f"unknown {kind.replace('_', ' ')} '{slug}'", where=where or None, hint=did_you_mean(slug, known)
-        )
+        hint = f"name the piece in it too: {slug}:NAME" if slug.endswith(".py") else did_you_mean(slug, known)
+        raise RecipeError(f"unknown {kind.replace('_', ' ')} '{slug}'", where=where or None, hint=hint)
     return piece
+
+
+def _of_file(kind: str, path: str, name: str, where: str) -> Piece:
+    """A piece of a user's file by the name of its function: a file may hold several."""
+    module = load_file(path)
+    own = [p for p in _registry.values() if p.module == module]
+    named = [p for p in own if p.fn.__name__ == name]
+    for piece in named:
+        if piece.kind == kind:
+            return piece
+    wanted = kind.replace("_", " ")
+    if named:
+        message, hint = f"'{name}' of {path} is a {named[0].kind.replace('_', ' ')}, not a {wanted}", None
+        if {kind, named[0].kind} == {"baseline", "modifier"}:
+            hint = "a credit piece that reads 'advantages' is a modifier, one that does not is a baseline"
+    elif hasattr(sys.modules[module], name):
+        decorator = "credit" if kind in ("baseline", "modifier") else kind
+        message = f"'{name}' of {path} is no piece"
+        hint = f"decorate it with @{decorator}(), from coterie.pieces import {decorator}"
+    else:
+        message, hint = f"{path} has no {wanted} '{name}'", did_you_mean(name, [p.fn.__name__ for p in own])
+    raise RecipeError(message, where=where or None, hint=hint)
 
 
 def source(piece: Piece) -> Path:

@@ -14,57 +14,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from coterie import methods, pieces
-from coterie.errors import RecipeError, did_you_mean
-from coterie.layers import Layer, from_dotted, leaves, read_override, read_yaml_file
+from coterie import methods
+from coterie.errors import RecipeError, did_you_mean, plainly
+from coterie.layers import Layer, from_dotted, read_override, read_yaml_file
+from coterie.merge import CHAIN, SINGLE, Merge
+from coterie.paths import absolute, absolute_data, absolute_function, absolute_model
 from coterie.pieces import BoundPiece
-from coterie.schedules import looks_like_schedule
-from coterie.sections import DEFAULTS, LEAVES, SECTIONS, Settings
+from coterie.sections import DEFAULTS, OF_UPDATE, Settings
 
-SINGLE = {
-    "task": "task",
-    "draw.curriculum": "curriculum",
-    "rollout.strategy": "strategy",
-    "rollout.sampler": "sampler",
-    "rewards.pairwise.scheme": "scheme",
-    "credit.baseline": "baseline",
-    "objective.ratio": "ratio",
-    "objective.trust_region": "trust_region",
-    "objective.loss": "loss",
-    "objective.aggregation": "aggregation",
-    "objective.imitation": "imitation",
-    "optimizer": "optimizer",
-}
 OWN = ("model", "method", "optimizer", "rewards", "credit", "selection", "objective", "update", "reference", "teacher")
 """Sections that each of several policies may have of its own."""
-SOURCES = ("name", "init", "flow")
-"""Where a model comes from; one of them."""
-CHAIN = {
-    "rewards.shaping": "shaping",
-    "credit.modifiers": "modifier",
-    "selection.filters": "filter",
-    "selection.weights": "selection",
-    "objective.terms": "term",
-}
-
-
-@dataclass
-class Ref:
-    """A piece by name, with the settings that were written and where."""
-
-    slug: str
-    origin: str
-    settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
-
-    def bind(self, kind: str, slot: str) -> BoundPiece:
-        piece = pieces.get(kind, self.slug, where=f"{self.origin} ({slot})")
-        bound = piece.bind(
-            {k: absolute(v) for k, (v, _) in self.settings.items()},
-            where=f"{self.origin} ({slot})",
-            origins={k: f"{origin} ({slot})" for k, (_, origin) in self.settings.items()},
-        )
-        bound.name = absolute(self.slug) if ".py:" in self.slug else piece.slug
-        return bound
 
 
 @dataclass
@@ -85,6 +44,14 @@ class Recipe:
     """Where several policies train together: by name, this recipe with the layer that is each one's own."""
     agent: str = ""
     """Of those, whose recipe this is."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where plain settings were written, file and line or argument, by key."""
+
+    def where(self, key: str) -> str | None:
+        """Where a setting was written, or what holds it; None for one that nobody wrote."""
+        while key and key not in self.origins:
+            key = key.rpartition(".")[0]
+        return self.origins.get(key)
 
     def all_bound(self) -> list[tuple[str, BoundPiece]]:
         """Every table piece in the order of the loop, with its slot."""
@@ -101,7 +68,10 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that makes the same recipe again."""
-        out: dict[str, Any] = {"method": self.method, **self.settings.model_dump(mode="json", exclude_none=True)}
+        out: dict[str, Any] = {
+            "method": methods.absolute(self.method),
+            **self.settings.model_dump(mode="json", exclude_none=True),
+        }
         out["rewards"] = {**out.get("rewards", {}), "functions": [_function_text(f) for f in self.functions]}
         if self.process is not None:
             out["rewards"]["process"] = _function_text(self.process)
@@ -127,35 +97,6 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
 
 
-def absolute(value: Any) -> Any:
-    """A local path made absolute, 'file.py:name' too, so that a run can be resumed from anywhere; else the value."""
-    if not isinstance(value, str) or not value:
-        return value
-    file, colon, name = value.rpartition(":") if ".py:" in value else (value, "", "")
-    looks_local = "/" in file or Path(file).suffix
-    return str(Path(file).resolve()) + colon + name if looks_local and Path(file).exists() else value
-
-
-def _absolute_model(written: Any) -> Any:
-    """A model as written, its folder made absolute."""
-    if isinstance(written, Mapping):
-        return {**written, "name": _absolute_model(written["name"])} if "name" in written else written
-    return str(Path(written).resolve()) if isinstance(written, str) and written and Path(written).is_dir() else written
-
-
-def _absolute_function(function: Any) -> Any:
-    return {**function, "fn": absolute(function.get("fn"))} if isinstance(function, Mapping) else absolute(function)
-
-
-def _absolute_data(name: Any) -> Any:
-    """A path or glob made absolute where it leads somewhere, else the name (of a dataset)."""
-    if not isinstance(name, str | Path):
-        return name
-    path = Path(name).expanduser()
-    local = path.exists() or path.is_absolute() or any(c in str(name) for c in "*?[")
-    return str(path.absolute()) if local else str(name)
-
-
 def _piece_text(bound: BoundPiece) -> Any:
     plain = {
         k: v.model_dump(by_alias=True) if hasattr(v, "model_dump") else list(v) if isinstance(v, tuple) else v
@@ -170,148 +111,6 @@ def _function_text(function: Any) -> Any:
     if isinstance(function, Mapping) and callable(function.get("fn")):
         return {**function, "fn": _function_text(function["fn"])}
     return function
-
-
-class _Merge:
-    """The merge of layers: slots hold Refs, everything else is a plain value with its origin."""
-
-    def __init__(self) -> None:
-        self.single: dict[str, Ref | None] = {}
-        self.chain: dict[str, list[Ref]] = {slot: [] for slot in CHAIN}
-        self.values: dict[tuple[str, ...], tuple[Any, str]] = {}
-        self.conflicts: dict[str, tuple[Any, str, Any, str]] = {}
-        """Setting -> first value, its method, second value, its method."""
-        self.alternatives: dict[tuple[str, str], Ref] = {}
-        """What a method wanted in a slot that another had taken, for the case that the user chooses it."""
-
-    def add(self, layer: Layer, *, method: bool = False, claims: dict[str, tuple[Any, str]] | None = None) -> None:
-        """Lay a layer on top. Methods append to chains and record who claimed what; other layers replace."""
-        for path, value in leaves(layer.tree, LEAVES):
-            key, where = ".".join(path), layer.where(path)
-            if key in SINGLE:
-                self._add_single(key, value, where, layer, path, claims)
-            elif key in CHAIN:
-                self._add_chain(key, value, where, layer, path, method, claims)
-            elif key == "model":
-                if not isinstance(value, str | Mapping | None):
-                    raise RecipeError(
-                        f"'model' is a path, a hub id or a mapping, got {value!r}", where=where, hint="model: PATH"
-                    )
-                old = self.values.get(path, ({}, where))[0] or {}
-                self.values[path] = (_merge_models(old, {"name": value} if isinstance(value, str) else value), where)
-            elif _is_section(path, where):
-                if value is not None and value != {}:  # `rollout:` with every line commented out says nothing
-                    raise RecipeError(
-                        f"'{key}' is a section of settings, got {value!r}",
-                        where=where,
-                        hint=f"its settings: {', '.join(SECTIONS[path[0]])}",
-                    )
-            else:
-                if claims is None or self._claim(claims, key, value, layer.origin):
-                    self.values[path] = (value, where)
-                if claims is None:
-                    self.conflicts.pop(key, None)
-
-    def _claim(self, claims: dict[str, tuple[Any, str]], key: str, value: Any, origin: str) -> bool:
-        if key in claims and claims[key][0] != value:
-            first, by = claims[key]
-            self.conflicts[key] = (first, by, value, origin)
-            return False
-        claims.setdefault(key, (value, origin))
-        return True
-
-    def _add_single(self, key: str, value: Any, where: str, layer: Layer, path: tuple[str, ...], claims: Any) -> None:
-        old = self.single.get(key)
-        slug, settings = _split(SINGLE[key], value, where, key, old.slug if old is not None else None)
-        if key == "task" and slug is not None and is_data(slug):
-            slug, settings = "jsonl", {"path": slug, **settings}
-        if value is None:
-            self.single[key] = None
-            self.conflicts.pop(key, None)
-            return
-        if slug is None:
-            assert old is not None
-            ref = old
-        elif claims is not None and not self._claim(claims, key, slug, layer.origin):
-            ref = self.alternatives.setdefault((key, slug), Ref(slug, where))
-            self._add_settings(ref, key, settings, layer, (*path, slug), None)
-            return
-        else:
-            ref = old if old is not None and old.slug == slug else self.alternatives.get((key, slug), Ref(slug, where))
-            self.single[key] = ref
-        if claims is None and slug is not None:
-            for known in [k for k in self.conflicts if k == key or k.startswith(key + ".")]:
-                self.conflicts.pop(known)
-        self._add_settings(ref, key, settings, layer, (*path, slug) if slug else path, claims)
-
-    def _add_settings(
-        self, ref: Ref, key: str, settings: Mapping[str, Any], layer: Layer, path: tuple[str, ...], claims: Any
-    ) -> None:
-        for name, value in settings.items():
-            if claims is None:
-                self.conflicts.pop(f"{key}.{name}", None)
-            elif not self._claim(claims, f"{key}.{name}", value, layer.origin):
-                continue
-            ref.settings[name] = (value, layer.where((*path, name)))
-
-    def _add_chain(
-        self, key: str, value: Any, where: str, layer: Layer, path: tuple[str, ...], method: bool, claims: Any
-    ) -> None:
-        edits = isinstance(value, Mapping)
-        items = [{k: v} for k, v in value.items()] if edits else value or []
-        if not isinstance(items, list):
-            items = [items]
-        if not edits and not method:
-            self.chain[key] = []
-        for i, item in enumerate(items):
-            slug, settings = _split(CHAIN[key], item, where, key)
-            assert slug is not None
-            ref = next((r for r in self.chain[key] if r.slug == slug), None)
-            if ref is None:
-                ref = Ref(slug, where)
-                self.chain[key].append(ref)
-            inner = (*path, slug) if edits else (*path, str(i), slug)
-            self._add_settings(ref, f"{key}.{slug}", settings, layer, inner, claims)
-
-
-def _merge_models(old: Mapping[str, Any], new: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Settings of one model on top of another's: a new source (name, init or flow) takes the old one's place."""
-    new = new or {}
-    out = {k: v for k, v in old.items() if not (k in SOURCES and any(s in new for s in SOURCES) and k not in new)}
-    for key, value in new.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = {**out[key], **value} if both else value
-    return out
-
-
-def is_data(name: str) -> bool:
-    """Whether a task is written as a data file or folder, my.jsonl or data/, which is the task jsonl of it."""
-    return ".py:" not in name and (name.endswith((".jsonl", ".json", ".parquet", ".csv")) or "/" in name)
-
-
-def _split(
-    kind: str, value: Any, where: str, key: str, current: str | None = None
-) -> tuple[str | None, Mapping[str, Any]]:
-    """'slug' | {slug: {settings}} | {setting: value} of the `current` piece -> (slug or None, settings)."""
-    if value is None:
-        return None, {}
-    if isinstance(value, str):
-        return value, {}
-    if isinstance(value, Mapping):
-        slug, settings = next(iter(value.items()), ("", None))
-        if len(value) == 1 and (settings is None or isinstance(settings, Mapping)):
-            known = any(p.slug in (slug, slug.replace("-", "_")) for p in pieces.all_pieces(kind))
-            if known and current is not None and slug != current and looks_like_schedule(settings):
-                known = slug not in pieces.get(kind, current).settings  # a piece that is named like a setting of this
-            if known or current is None or slug not in pieces.get(kind, current).settings:
-                return slug, settings or {}
-        if current is not None:
-            return None, value
-    raise RecipeError(
-        f"'{key}' names a piece, got {value!r}",
-        where=where,
-        hint=f"{key}: NAME, or {key}: {{NAME: {{setting: value}}}}",
-    )
 
 
 def resolve(
@@ -381,7 +180,7 @@ _POLICIES = "policies: {alice: {model: PATH}, bob: {model: PATH}}"
 
 
 def _merged(chosen: str, user: Sequence[Layer], functions: list[Any]) -> Recipe:
-    merge = _Merge()
+    merge = Merge()
     merge.add(DEFAULTS)
     claims: dict[str, tuple[Any, str]] = {}
     for name in methods.names_in(chosen):
@@ -395,10 +194,34 @@ def _merged(chosen: str, user: Sequence[Layer], functions: list[Any]) -> Recipe:
             hint="choose by adding, for example, "
             + " ".join(f"{key}={b}" for key, (_, _, b, _) in merge.conflicts.items()),
         )
+    _check_one_objective(merge, claims)
     return _finish(merge, chosen, functions)
 
 
-def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
+def _check_one_objective(merge: Merge, claims: Mapping[str, tuple[Any, str]]) -> None:
+    """A whole loss takes the place of ratio and trust region: what was said of these must not be lost unnoticed."""
+    loss = merge.single.get("objective.loss")
+    if loss is None:
+        return
+    for slot in ("objective.ratio", "objective.trust_region"):
+        if slot in merge.stated:
+            raise RecipeError(
+                f"{slot} is set, and objective.loss={loss.slug} takes the place of ratio and trust region",
+                where=merge.stated[slot],
+                hint=f"leave {slot} out, or choose it with objective.loss=null",
+            )
+        if "objective.loss" in merge.stated or merge.single.get(slot) is None:
+            continue  # the user chose
+        for key, (value, by) in claims.items():
+            if key == slot or key.startswith(slot + "."):
+                raise RecipeError(
+                    f"{by} sets {key}={value}, and objective.loss={loss.slug} of {claims['objective.loss'][1]} takes "
+                    "the place of ratio and trust region",
+                    hint=f"choose by adding objective.loss={loss.slug} or objective.loss=null",
+                )
+
+
+def _finish(merge: Merge, method: str, functions: list[Any]) -> Recipe:
     plain: dict[str, Any] = {}
     for path, (value, _) in merge.values.items():
         node = plain
@@ -406,24 +229,41 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
             node = node.setdefault(part, {})
         node[path[-1]] = value
     functions = functions or _as_list(plain.get("rewards", {}).get("functions"))
-    functions = [_absolute_function(f) for f in functions]
-    process = _absolute_function(plain.get("rewards", {}).pop("process", None))
-    judge = _absolute_function(plain.get("rewards", {}).pop("pairwise", {}).get("judge"))
+    functions = [absolute_function(f) for f in functions]
+    process = absolute_function(plain.get("rewards", {}).pop("process", None))
+    judge = absolute_function(plain.get("rewards", {}).pop("pairwise", {}).get("judge"))
     model = plain.get("model") or {}
     if Path(model.get("name") or "").is_dir() and model.get("name"):
         model["name"] = str(Path(model["name"]).resolve())
     if "architecture" in model:
         model["architecture"] = absolute(model["architecture"])
     if "model" in plain.get("teacher", {}):
-        plain["teacher"]["model"] = _absolute_model(plain["teacher"]["model"])
+        plain["teacher"]["model"] = absolute_model(plain["teacher"]["model"])
     plain.get("rewards", {}).pop("functions", None)
     recorded = _as_list(plain.get("offline", {}).get("rollouts"))
     if recorded:
-        plain["offline"]["rollouts"] = [_absolute_data(r) for r in recorded]
+        plain["offline"]["rollouts"] = [absolute_data(r) for r in recorded]
+    reference = plain.get("reference", {})
+    for name, update in OF_UPDATE.items():  # a method's way of moving the reference goes where the user chose another
+        if reference.get("update", "frozen") != update and f"reference.{name}" not in merge.stated:
+            reference.pop(name, None)
     try:
         settings = Settings.model_validate(plain)
     except ValidationError as error:
         raise _first_error(error, merge) from None
+    warm = next((key for key in merge.stated if key.startswith("warm_start.")), None)
+    if warm is not None and "warm_start.steps" not in merge.origins:
+        raise RecipeError(
+            f"{warm} is set, and warm_start.steps is 0: there is no warm start",
+            where=merge.stated[warm],
+            hint="warm_start.steps=100",
+        )
+    if settings.offline.revise is not None and not recorded:
+        raise RecipeError(
+            "offline.revise is for recorded pairs, and none are named",
+            where=merge.stated.get("offline.revise"),
+            hint="--rollouts pairs.jsonl",
+        )
     single = {slot: ref.bind(SINGLE[slot], slot) for slot, ref in merge.single.items() if ref is not None}
     if "task" not in single and not recorded:
         raise RecipeError(
@@ -433,12 +273,12 @@ def _finish(merge: _Merge, method: str, functions: list[Any]) -> Recipe:
         for slot in ("objective.ratio", "objective.trust_region"):
             single.pop(slot, None)
     chain = {slot: [ref.bind(CHAIN[slot], slot) for ref in refs] for slot, refs in merge.chain.items()}
-    return Recipe(settings, single, chain, method, functions, process, judge)
+    return Recipe(settings, single, chain, method, functions, process, judge, origins=merge.origins)
 
 
 def pieces_of(method: Layer) -> list[tuple[str, BoundPiece]]:
     """The pieces a method names, with its settings, and the slot of each."""
-    merge = _Merge()
+    merge = Merge()
     merge.add(method, method=True)
     found = [(slot, ref.bind(SINGLE[slot], slot)) for slot, ref in merge.single.items() if ref is not None]
     return found + [(slot, ref.bind(CHAIN[slot], slot)) for slot, refs in merge.chain.items() for ref in refs]
@@ -451,28 +291,14 @@ def _as_list(functions: Any) -> list[Any]:
     return list(functions) if isinstance(functions, list | tuple) else [functions]
 
 
-def _is_section(path: tuple[str, ...], where: str) -> bool:
-    """Whether the path names a section. Raises RecipeError when it names nothing."""
-    known: Any = SECTIONS
-    for depth, part in enumerate(path):
-        if not isinstance(known, Mapping):
-            return False
-        if part not in known:
-            inside = ".".join(path[:depth])
-            raise RecipeError(
-                f"unknown key '{'.'.join(path[: depth + 1])}'",
-                where=where,
-                hint=did_you_mean(part, known) + (f" (in {inside})" if inside else ""),
-            )
-        known = known[part]
-    return isinstance(known, Mapping) or path == ("rewards", "weights")
-
-
-def _first_error(error: ValidationError, merge: _Merge) -> RecipeError:
+def _first_error(error: ValidationError, merge: Merge) -> RecipeError:
     first = error.errors()[0]["loc"]
     problem = max((e for e in error.errors() if e["loc"][:2] == first[:2]), key=lambda e: len(e["loc"]))
     path = tuple(str(p) for p in problem["loc"])
     key, where = next(((p, w) for p, (_, w) in merge.values.items() if p == path[: len(p)]), (path, "recipe"))
+    if problem["type"] == "value_error":  # of settings that do not fit together: it names them itself
+        said = [w for p, (_, w) in merge.values.items() if path == p[: len(path)] and ".".join(p) in problem["msg"]]
+        return RecipeError(plainly(problem), where=next(iter(said), where))
     inside = [p for p in path[len(key) :] if p not in ("float", "Schedule")]
-    text = ": ".join([".".join(key), *inside, problem["msg"].lower()])
+    text = ": ".join([".".join(key), *inside, plainly(problem)])
     return RecipeError(f"{text}, got {problem.get('input')!r}", where=where)

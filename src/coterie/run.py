@@ -342,6 +342,7 @@ def _build(
     functions: list[WeightedReward] = []
     kinds.check(recipe, task)
     wiring.check_teacher(recipe)
+    wiring.check_reference(recipe)
     demonstrations.check(recipe, task)
     if recorded is not None:
         wiring.check_offline(recipe, recorded.columns, recorded.group_size)

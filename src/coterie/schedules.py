@@ -14,7 +14,7 @@ class Schedule(BaseModel):
     `from` may be a schedule itself, a warm-up before the decay for example.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     start: float | Schedule = Field(alias="from")
     to: float

@@ -13,7 +13,7 @@ Number = float | Schedule
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Draw(Section):
@@ -148,9 +148,15 @@ class Reference(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Reference:
-        if self.momentum and self.update != "periodic":
-            raise ValueError(f"reference.momentum is for reference.update=periodic, not {self.update}")
+        plain = type(self).model_fields
+        for name, update in OF_UPDATE.items():
+            if getattr(self, name) != plain[name].default and self.update != update:
+                raise ValueError(f"reference.{name} is for reference.update={update}, not {self.update}")
         return self
+
+
+OF_UPDATE = {"decay": "ema", "every": "periodic", "momentum": "periodic"}
+"""Settings of `reference` that belong to one way of following."""
 
 
 class Teacher(Section):

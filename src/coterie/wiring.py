@@ -155,6 +155,23 @@ def check_teacher(recipe: Recipe) -> None:
                 f"{use.consumers[0]} reads column '{use.column}', and no teacher is named",
                 hint="teacher.model=PATH_OR_HUB_ID, a causal LM with the policy's tokenizer",
             )
+    if recipe.settings.teacher.model is not None and not recipe.agent and not wanted(recipe, "teacher"):
+        raise RecipeError(
+            "a teacher is named, and no piece of the recipe reads what it says",
+            where=recipe.where("teacher.model"),
+            hint="a method that does: kdrl; or leave teacher.model out",
+        )
+
+
+def check_reference(recipe: Recipe) -> None:
+    """Raise RecipeError where the recipe says how the reference moves and nothing of it reads a reference."""
+    update = recipe.settings.reference.update
+    if update != "frozen" and not recipe.agent and not reads_reference(recipe):
+        raise RecipeError(
+            f"reference.update is {update}, and no piece of the recipe reads the reference",
+            where=recipe.where("reference.update"),
+            hint="a method that does: grpo+kl; or leave reference.update out",
+        )
 
 
 _MENDS = {

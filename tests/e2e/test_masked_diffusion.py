@@ -202,7 +202,8 @@ def test_a_run_can_be_evaluated_and_exported(cli: Callable[..., Any], tmp_path: 
 
     assert cli("train", *MASKED, "-q", "-o", "run").code == 0
     assert "eval/accuracy" in json.loads(cli("eval", "run", "--json").out)
-    assert cli("export", "run", "model").code == 0
+    answer = cli("export", "run", "model")
+    assert answer.code == 0 and "AutoModelForMaskedLM.from_pretrained('model')" in answer.out
     model = AutoModelForMaskedLM.from_pretrained("model")
     assert model(torch.tensor([[1, 3, 3]])).logits.isfinite().all()
     again = cli("eval", "model", "--task", "sort", "model.kind=masked_diffusion", "rollout.max_tokens=4", "--json")

@@ -73,9 +73,14 @@ def test_components_and_weights_of_several_functions(cli: Callable, files: Path)
 def test_a_run_with_files_of_its_own_is_resumed_from_anywhere(
     cli: Callable, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained(cli, files, "--task", "my.jsonl", "--reward", "rewards.py:brevity")
+    (files / "mine.yaml").write_text(
+        "title: Mine\nsummary: s\nrecipe: {credit: {baseline: {group_norm: {scale: none}}}}"
+    )
+    trained(cli, files, "--task", "my.jsonl", "--reward", "rewards.py:brevity", "--method", "mine.yaml+kl")
     monkeypatch.chdir("/")
-    assert cli("resume", str(files / "run"), "steps=3", "-q").code == 0
+    answer = cli("resume", str(files / "run"), "steps=3", "-q")
+    assert answer.code == 0, answer.err
+    assert "mine.yaml+kl on jsonl" in (files / "run/report.html").read_text()
 
 
 @pytest.mark.parametrize(

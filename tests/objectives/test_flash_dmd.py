@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import flash_dmd as oracle
 from oracles import inputs
+from small_flow import small_flow
 
 from coterie.api import start
 from coterie.clock import Clock
@@ -20,7 +21,6 @@ from coterie.errors import CoterieError
 from coterie.loop import credit, select
 from coterie.objectives.terms.step_distillation import step_distillation
 from coterie.policies.flow.policy import FlowPolicy
-from coterie.policies.flow.spec import FlowShape, FlowSpec
 from coterie.policies.reference import Reference
 from coterie.recipe import resolve
 from coterie.rollout.strategies.plain import plain
@@ -31,17 +31,6 @@ from tests.e2e.conftest import DENOISES, TINY
 
 D = torch.float64
 STEPS = 3
-
-
-def flow(seed: int = 1) -> FlowPolicy:
-    made = FlowPolicy.load(
-        FlowSpec(flow=FlowShape(layers=1, width=16, heads=2), dtype="float64", device="cpu"), (3,), ["a", "b"]
-    )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in made.model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=D) * 0.3)
-    return made
 
 
 def sampled(policy: FlowPolicy, **settings: object) -> Rollouts:
@@ -71,7 +60,7 @@ def said(policy: FlowPolicy, group: int, guidance: float = 1.0):  # type: ignore
 @pytest.mark.parametrize("substeps", [1, 3])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_the_target_and_its_distance_are_the_oracles(substeps: int, guidance: float) -> None:
-    policy, frozen = flow(), flow(2)
+    policy, frozen = small_flow(), small_flow(2)
     rollouts = sampled(policy, guidance=guidance, stochastic=(0, 2))
     target = frozen.fine_velocities(rollouts, substeps)
     made = replace(rollouts, media={**rollouts.media, "velocity_fine": target})
@@ -107,7 +96,7 @@ def test_the_term_is_the_oracles(kind: str) -> None:
 @pytest.mark.oracle("flash-dmd")
 def test_the_gradient_of_the_velocity_is_the_oracles() -> None:
     """Through the policy: the bias of its last layer is added to every velocity, so its gradient adds up theirs."""
-    policy, frozen = flow(), flow(2)
+    policy, frozen = small_flow(), small_flow(2)
     rollouts = sampled(policy)
     made = replace(rollouts, media={**rollouts.media, "velocity_fine": frozen.fine_velocities(rollouts, 2)})
     gaps = policy.score(made, {"fine_gap"})["fine_gap"]
@@ -135,7 +124,7 @@ def test_without_a_weight_or_a_gap_there_is_no_term(seed: int) -> None:
 @pytest.mark.reduction("flash-dmd")
 def test_one_step_of_the_policy_itself_is_no_distance() -> None:
     """Nor are many where the reference goes straight on."""
-    policy = flow()
+    policy = small_flow()
     rollouts = sampled(policy)
     made = replace(rollouts, media={**rollouts.media, "velocity_fine": Reference(policy).fine_velocities(rollouts, 1)})
     assert float(policy.score(made, {"fine_gap"})["fine_gap"].detach().abs().max()) < 1e-20

@@ -112,9 +112,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
     """Also where the log-probs of the starting policy are needed after the policy has moved."""
     data = write(tmp_path / "my.jsonl", ROWS)
     whole = start(offline(data, "steps=4", method=method), tmp_path / "whole", quiet=True).path
-    part = start(offline(data, "steps=2", "reference.update=ema", method=method), tmp_path / "part", quiet=True).path
+    moves = ["reference.update=ema"] if method == "opmd+kl" else []
+    part = start(offline(data, "steps=2", *moves, method=method), tmp_path / "part", quiet=True).path
     coterie.resume(part, quiet=True, steps=4)
-    other = start(offline(data, "steps=4", "reference.update=ema", method=method), tmp_path / "other", quiet=True).path
+    other = start(offline(data, "steps=4", *moves, method=method), tmp_path / "other", quiet=True).path
     assert all(torch.equal(v, weights(other, 4)[n]) for n, v in weights(part, 4).items())
     same = all(torch.equal(v, weights(other, 4)[n]) for n, v in weights(whole, 4).items())
     assert same == (method != "opmd+kl")

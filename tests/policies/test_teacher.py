@@ -78,12 +78,14 @@ def test_a_saved_teacher_is_loaded_once_and_only_where_it_is_read(tmp_path: Path
     init = Teacher.__init__
     monkeypatch.setattr(Teacher, "__init__", lambda self, *a: (made.append(self), init(self, *a))[1])
     monkeypatch.chdir(tmp_path)
-    for method, count in (("grpo", 0), ("kdrl", 1)):
-        recipe = resolve(method=method, overrides=[*TINY, MODEL, "teacher.model=teacher"])
-        assert recipe.settings.teacher.model == str(tmp_path / "teacher")
+    with pytest.raises(RecipeError, match="no piece of the recipe reads what it says"):
+        start(resolve(method="grpo", overrides=[*TINY, MODEL, "teacher.model=teacher"]), tmp_path / "grpo", quiet=True)
+    for method, named in (("grpo", []), ("kdrl", ["teacher.model=teacher"])):
+        recipe = resolve(method=method, overrides=[*TINY, MODEL, *named])
+        assert recipe.settings.teacher.model == (str(tmp_path / "teacher") if named else None)
         result = start(recipe, tmp_path / method, quiet=True)
-        assert len(made) == count
-        assert ("teacher/gap" in result.last) == bool(count)
+        assert len(made) == len(named)
+        assert ("teacher/gap" in result.last) == bool(named)
 
 
 def test_a_teacher_that_is_the_policy_has_no_say(tmp_path: Path) -> None:

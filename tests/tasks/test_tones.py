@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import flowse_grpo as oracle
 from oracles import inputs
+from small_flow import small_flow
 
 from coterie.api import start
 from coterie.credit.group_norm import group_norm
 from coterie.errors import PolicyError, RecipeError
 from coterie.policies.flow.policy import FlowPolicy
-from coterie.policies.flow.spec import FlowShape, FlowSpec
+from coterie.policies.flow.spec import FlowSpec
 from coterie.recipe import resolve
 from coterie.rewards.shaping.unit_spread import unit_spread
 from coterie.rollout.samplers.flow_sde import flow_sde
@@ -28,16 +29,6 @@ from tests.e2e.conftest import DENOISES, TINY
 
 D = torch.float64
 SIGNAL = [*TINY, *DENOISES, "task={tones: {length: 8, train: 40, held_out: 12}}", "rollout.strategy.size=2"]
-
-
-def policy_of(seed: int = 0) -> FlowPolicy:
-    spec = FlowSpec(flow=FlowShape(layers=1, width=16, heads=2), dtype="float64", device="cpu")
-    made = FlowPolicy.load(spec, (3,), ["signal"], told=True)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in made.model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=D) * 0.3)
-    return made
 
 
 @pytest.mark.oracle("flowse-grpo")
@@ -106,7 +97,7 @@ def test_the_task() -> None:
 
 def test_a_policy_is_told_a_sample(tmp_path: Path) -> None:
     """Prompts are numbers and come back as they were; the velocity depends on them; a folder keeps that."""
-    policy = policy_of()
+    policy = small_flow(0, ["signal"], told=True)
     prompts = [Prompt(policy.encode(text), index=i) for i, text in enumerate(["0.5 -0.25 1", "0 0 0"])]
     assert policy.decode(prompts[0].tokens) == "0.5 -0.25 1"
     made = policy.rollout(prompts, [[1, 2], [1, 2]], Sampling(denoising=Denoising(4, guidance=1.5)))
@@ -128,7 +119,7 @@ def test_a_policy_is_told_a_sample(tmp_path: Path) -> None:
 
 def test_it_learns_to_hear_what_it_is_told() -> None:
     """Flow matching on pairs: the error falls below that of a model that is told nothing."""
-    policy = policy_of()
+    policy = small_flow(0, ["signal"], told=True)
     rng = np.random.default_rng(0)
     clean = rng.standard_normal((64, 3)).round(3)
     prompts = [policy.encode(" ".join(map(str, c))) for c in clean]

@@ -137,6 +137,38 @@ def resume(
 
 
 @app.command()
+def compare(
+    arguments: Arguments = None,
+    methods: Annotated[str, typer.Option("--methods", help="Two or more, by commas: grpo,dr-grpo,dapo+kl.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method: the seeds from the recipe's upwards.")] = 3,
+    metric: Annotated[
+        str | None, typer.Option(help="What is compared (default eval/accuracy, or reward/mean).")
+    ] = None,
+    model: Model = None,
+    task: TaskName = None,
+    reward: Reward = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the runs and what was found.")] = Path(
+        "runs/comparison"
+    ),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train with several methods, the same seeds for each, and compare them seed by seed. Goes on where it stopped."""
+    from coterie.cli.commands import compare_methods
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    recipe = _recipe(arguments, model, task, names[0] if names else None, reward)
+    first = recipe.settings.seed
+    recipes = {
+        (name, seed): _recipe([*(arguments or []), f"seed={seed}"], model, task, name, reward)
+        for name in names
+        for seed in range(first, first + seeds)
+    }
+    if not compare_methods(names, recipes, metric, out, quiet or as_json, as_json):
+        raise typer.Exit(130)
+
+
+@app.command()
 def sft(
     arguments: Arguments = None,
     model: Model = None,

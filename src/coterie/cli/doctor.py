@@ -10,18 +10,26 @@ import shutil
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 
 from coterie.cli.output import console, print_json, table
+from coterie.errors import SandboxError
 
 CORE = ("torch", "transformers", "datasets", "pydantic", "safetensors", "pyarrow", "matplotlib", "math-verify")
 EXTRAS = {
     "peft": "peft",
-    "diffusers": "flow",
+    "sklearn": "flow",
+    "diffusers": "diffusers",
     "gymnasium": "agents",
+    "bm25s": "agents",
+    "playwright": "web",
     "ray": "scale",
     "vllm": "vllm",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "trackio": "trackio",
 }
+"""Module -> the extra that brings it."""
 
 
 def examine(model: str | None, as_json: bool) -> None:
@@ -32,7 +40,7 @@ def examine(model: str | None, as_json: bool) -> None:
     else:
         out = table("", "check", "")
         for name, ok, detail in checks:
-            out.add_row({True: "ok", False: "FAIL", None: "-"}[ok], name, detail)
+            out.add_row({True: "ok", False: "FAIL", None: "-"}[ok], name, escape(detail))
         console.print(out)
     if any(ok is False for _, ok, _ in checks):
         raise typer.Exit(1)
@@ -52,9 +60,20 @@ def _environment() -> list[tuple[str, bool | None, str]]:
     checks.append(
         ("devices", True, f"{gpus} CUDA, {os.cpu_count()} CPU cores, {torch.get_num_threads()} torch threads")
     )
+    checks.append(("sandbox", *_sandbox()))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     checks.append(("disk", free > 2, f"{free:.1f} GiB free here"))
     return checks
+
+
+def _sandbox() -> tuple[bool | None, str]:
+    """Whether programs that a model wrote can be run here; only tasks that run them need it."""
+    from coterie.sandbox.sandbox import detect
+
+    try:
+        return True, detect()
+    except SandboxError as error:
+        return None, error.message
 
 
 def _agreement(model: str | None) -> list[tuple[str, bool | None, str]]:

@@ -28,6 +28,7 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     kinds.check(recipe, task)
     wiring.check(recipe, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
     wiring.check_teacher(recipe)
+    wiring.check_reference(recipe)
     demonstrations.check(recipe, task)
     if recipe.policies:
         check_together(recipe, task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from coterie.errors import RecipeError, did_you_mean
 from coterie.layers import Layer, read_yaml, read_yaml_file
 
 FOLDER = Path(__file__).parent
+_FILE = re.compile(r".+?\.ya?ml(?=\+|$)")
 KEYS = {"title", "paper", "summary", "formula", "symbols", "when", "metrics", "differences", "recipe"}
 
 
@@ -38,9 +40,10 @@ def names_in(text: str) -> list[str]:
     while rest:
         match = max((s for s in known if rest == s or rest.startswith(s + "+")), key=len, default=None)
         if match is None:
-            match = rest.split("+")[0] or rest
-            if not match.endswith((".yaml", ".yml")):
-                raise RecipeError(f"unknown method '{match}'", hint=did_you_mean(match, known))
+            own = _FILE.match(rest)
+            match = own[0] if own is not None else rest.split("+")[0] or rest
+            if own is None:
+                raise RecipeError(f"unknown method '{match}'", hint=_hint(match))
         names.append(match)
         rest = rest[len(match) + 1 :] if rest[len(match) :] != "+" else "+"
         if len(names) > 20:
@@ -50,18 +53,42 @@ def names_in(text: str) -> list[str]:
     return names
 
 
+def _hint(name: str) -> str:
+    """The file of the user's that is meant, or the nearest slug."""
+    mine = [file for file in (f"{name}.yaml", f"{name}.yml") if Path(file).is_file()]
+    return f"a method of your own is named as a file: {mine[0]}" if mine else did_you_mean(name, slugs())
+
+
+def absolute(text: str) -> str:
+    """'dapo+mine.yaml' with the user's own files as absolute paths, so that a run can be resumed from anywhere."""
+    return "+".join(str(Path(n).resolve()) if _FILE.fullmatch(n) else n for n in names_in(text))
+
+
+def spoken(text: str) -> str:
+    """The same with the files' names alone, for titles."""
+    return "+".join(Path(n).name if _FILE.fullmatch(n) else n for n in names_in(text))
+
+
 def slugs() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
-@cache
 def load(name: str) -> Method:
-    """A method by its slug, or from a user's own YAML file of the same form."""
-    own = name.endswith((".yaml", ".yml"))
-    path = Path(name) if own else FOLDER / f"{name}.yaml"
-    if not own and not path.is_file():
-        raise RecipeError(f"unknown method '{name}'", hint=did_you_mean(name, slugs()))
-    layer = read_yaml_file(path) if own else read_yaml(path.read_text(encoding="utf-8"), f"method {name}")
+    """A method by its slug, or from a user's own YAML file of the same form, read anew each time."""
+    if name.endswith((".yaml", ".yml")):
+        return _read(Path(name), own=True)
+    if not (FOLDER / f"{name}.yaml").is_file():
+        raise RecipeError(f"unknown method '{name}'", hint=_hint(name))
+    return _named(name)
+
+
+@cache
+def _named(slug: str) -> Method:
+    return _read(FOLDER / f"{slug}.yaml", own=False)
+
+
+def _read(path: Path, own: bool) -> Method:
+    layer = read_yaml_file(path) if own else read_yaml(path.read_text(encoding="utf-8"), f"method {path.stem}")
     tree: dict[str, Any] = layer.tree
     for key in tree:
         if key not in KEYS:

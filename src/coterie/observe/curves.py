@@ -21,15 +21,15 @@ PHASES = dict(zip(("generate", "score", "reference", "learn"), COLOURS, strict=F
 """Phases of a training step, each with its colour in every run."""
 
 
-def draw(metrics: Rows, path: str | Path, *, title: str) -> bool:
-    """Write the figure, atomically. False (and no file) when no metric can be drawn."""
+def draw(metrics: Rows, path: str | Path, *, title: str, panels: Sequence[Panel] | None = None) -> bool:
+    """Write the figure, atomically. False (and no file) when no metric can be drawn. panels: others than a run's."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        panels = [panel for panel in PANELS if panel(Figure().add_subplot(), metrics)]
+        panels = [panel for panel in panels or PANELS if panel(Figure().add_subplot(), metrics)]
         if not panels:
             return False
         across = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3

@@ -26,7 +26,7 @@ def write(run_dir: Path) -> Path:
     run = RunDir.open(run_dir)
     rows = MetricsLog(run.metrics).read()
     recipe = run.recipe.read_text(encoding="utf-8")
-    made = json.loads(run.manifest.read_text(encoding="utf-8")) if run.manifest.exists() else {}
+    made = run.made_with()
     title = f"{made.get('method', 'run')} on {made.get('task', run.path.name)}"
     sections = [
         f"<h1>{escape(title)}</h1>",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
+from coterie import methods
 from coterie.checkpoint import CheckpointStore
 from coterie.clock import Clock
 from coterie.observe import curves, pictures, report, rollout_store, samples, transcripts, writers
@@ -30,7 +31,7 @@ class Reporter:
         self.directory, self.stopping = directory, False
         self.log = MetricsLog(directory.metrics)
         self.checkpoints = CheckpointStore(directory.checkpoints, keep=settings.checkpoint.keep)
-        self.title = f"{run.recipe.method} on {run.task.name}"
+        self.title = f"{methods.spoken(run.recipe.method)} on {run.task.name}"
         self.progress = Progress(settings.steps, run.step, quiet=quiet, title=self.title)
         self.writers = writers.open_writers(settings.log.writers, directory.path, self.title)
         self.rollouts_every = settings.log.rollouts_every

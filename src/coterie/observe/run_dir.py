@@ -104,9 +104,9 @@ class RunDir:
 
         Making `rollouts` is what decides: the system lets exactly one process do it.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            return False
         with _making(self.path):
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                return False
             try:
                 self.rollouts.mkdir(parents=True)
             except FileExistsError:
@@ -114,8 +114,32 @@ class RunDir:
             self.checkpoints.mkdir()
         return True
 
+    def made_with(self) -> dict[str, Any]:
+        """The manifest; {} for a run without one. Raises RunError for one that cannot be read."""
+        try:
+            return json.loads(self.manifest.read_text(encoding="utf-8")) if self.manifest.exists() else {}
+        except ValueError:
+            hint = "put it back as it was, or remove it: it says what the run was made with, and nothing depends on it"
+            raise RunError("not a manifest", where=str(self.manifest), hint=hint) from None
+
+    def check_recipe(self) -> None:
+        """Raise RunError where recipe.yaml is not the one that the run began with, or was extended by."""
+        made = self.made_with()
+        known = [made[key] for key in ("recipe_sha256", "extends_sha256") if key in made]
+        if known and _hash(self.recipe.read_text(encoding="utf-8")) not in known:
+            raise RunError(
+                "recipe.yaml was changed since the run began, and a run that has begun keeps its recipe",
+                where=str(self.recipe),
+                hint=f"put it back as it was, or start a new run with it: coterie train {self.recipe}",
+            )
+
     def rewrite_recipe(self, text: str) -> None:
         """Replace the recipe of a run that is being extended."""
+        made = self.made_with()
+        if made:  # both are known in it, so that a stop between the two files loses nothing
+            made |= {"recipe_sha256": _hash(text), "extends_sha256": _hash(self.recipe.read_text(encoding="utf-8"))}
+            with replacing(self.manifest, "the manifest") as temporary:
+                temporary.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
         with replacing(self.recipe, "the recipe") as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -188,13 +212,17 @@ def manifest(recipe: str, *, task: str, method: str, seed: int) -> dict[str, Any
         "task": task,
         "method": method,
         "seed": seed,
-        "recipe_sha256": hashlib.sha256(recipe.encode()).hexdigest(),
+        "recipe_sha256": _hash(recipe),
         "versions": versions,
         "platform": platform.platform(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_commit": (commit := _git("rev-parse", "HEAD")),
+        "git_dirty": None if commit is None else bool(_git("status", "--porcelain", "--untracked-files=no")),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

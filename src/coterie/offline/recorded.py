@@ -215,6 +215,15 @@ class _Prompts(Sequence[Row]):
 
 def load(settings: Settings) -> Recorded:
     """Read what `offline.rollouts` names. Raises DataError for data that cannot be learned from."""
+    try:
+        return _load(settings)
+    except DataError as error:
+        named = settings.offline.rollouts or []
+        where = error.where or ", ".join([named] if isinstance(named, str) else named)
+        raise DataError(error.message, where=where, hint=error.hint) from error
+
+
+def _load(settings: Settings) -> Recorded:
     import pyarrow as pa
 
     section, given = settings.offline, settings.rewards.weights

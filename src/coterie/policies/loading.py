@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from coterie.errors import PolicyError
+from coterie.hardware import device_of
 from coterie.policies import own_code
 from coterie.policies.tiny import TinySpec, build
 from coterie.policies.wide_head import widen_head
@@ -113,13 +114,10 @@ _ALIGNED = 64
 
 def load_model_and_tokenizer(spec: SourceSpec, tokenizer: Any = None) -> tuple[Any, Any]:
     """The model on its device in eval mode (in a PEFT wrapper where it has adapters), and its tokenizer."""
-    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it would write over the run's own progress, at every checkpoint too
-    device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise PolicyError("no CUDA device is visible", where=f"model.device={device}", hint="use device=auto or cpu")
+    device = device_of(spec.device)
     if spec.init is not None:
         model, own = spec.build()
         if spec.dtype == "bfloat16":
@@ -163,8 +161,30 @@ def _pretrained(spec: SourceSpec, tokenizer: Any) -> tuple[Any, Any]:
         options["attn_implementation"] = spec.attn
     if local and (Path(spec.name) / "adapter_config.json").is_file():
         return _load_adapters(spec, options), tokenizer
-    load = lambda: _auto(spec, spec.name).from_pretrained(spec.name, **options)  # noqa: E731
-    return _ask(spec.name, local, "model", load), tokenizer
+    return _weights(spec, spec.name, local, options), tokenizer
+
+
+def _weights(spec: SourceSpec, name: str, local: bool, options: dict[str, Any]) -> Any:
+    """The model of a folder or hub id. Raises PolicyError where some of its weights are not there: transformers would
+    leave them as random numbers.
+    """
+    from transformers.utils import logging
+
+    load = lambda: _auto(spec, name).from_pretrained(name, output_loading_info=True, **options)  # noqa: E731
+    spoken = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would print a table of what is missing, which is said below
+    try:
+        model, info = _ask(name, local, "model", load)
+    finally:
+        logging.set_verbosity(spoken)
+    if missing := sorted(info["missing_keys"]):
+        raise PolicyError(
+            f"{len(missing)} of the model's weights are not in it, {missing[0]} among them",
+            where=name,
+            hint="its config.json does not describe its weights, or it is another kind of model than "
+            f"{spec.auto_class.removeprefix('AutoModelFor')}",
+        )
+    return model
 
 
 def _auto(spec: SourceSpec, name: str | None) -> Any:
@@ -198,10 +218,18 @@ def _check_folder(name: str) -> bool:
 
 
 def _ask(name: str, local: bool, what: str, load: Any) -> Any:
-    """Run a from_pretrained and turn its failures (OSError, ValueError, missing packages) into the user's terms."""
+    """Run a from_pretrained and turn its failures into the user's terms: files and packages that are missing, what is
+    not understood, weights that are cut off or of another shape.
+    """
+    from safetensors import SafetensorError
+
     try:
         return load()
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError, RuntimeError) as error:
+        if type(error) is RuntimeError and "ignore_mismatched_sizes" not in str(error):
+            raise
+        if type(error) is RuntimeError:
+            error = ValueError("its weights have other shapes than its config.json says")
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not local:
             raise PolicyError(
@@ -269,8 +297,7 @@ def _load_adapters(spec: SourceSpec, options: dict[str, Any]) -> Any:
             hint="export with the adapters merged into the weights (coterie export does)",
         )
     options = {key: value for key, value in options.items() if key != "revision"}
-    load = lambda: _auto(spec, base).from_pretrained(base, **options)  # noqa: E731
-    model = _ask(base, _check_folder(base), "model", load)
+    model = _weights(spec, base, _check_folder(base), options)
     return peft.PeftModel.from_pretrained(model, spec.name, is_trainable=True)
 
 

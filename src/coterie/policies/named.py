@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from coterie.errors import RecipeError, did_you_mean
+from coterie.errors import RecipeError, did_you_mean, plainly
 from coterie.policies import kinds
 from coterie.policies.base import Policy
 from coterie.policies.causal_lm import CausalLM
@@ -59,7 +59,7 @@ def flow_spec(recipe: Recipe, checkpoint: Path | None = None) -> FlowSpec:
     try:
         return FlowSpec.model_validate(tree)
     except ValidationError as error:
-        raise _model_error(error, FlowShape.model_fields, FlowSpec.model_fields) from None
+        raise _model_error(error, recipe, FlowShape.model_fields, FlowSpec.model_fields) from None
 
 
 def diffusers_spec(recipe: Recipe, checkpoint: Path | None = None) -> DiffusersSpec:
@@ -71,7 +71,7 @@ def diffusers_spec(recipe: Recipe, checkpoint: Path | None = None) -> DiffusersS
         spec = DiffusersSpec.model_validate(tree)
     except ValidationError as error:
         inner = DiffusersLora.model_fields if "lora" in error.errors()[0]["loc"] else TinyPipelineSpec.model_fields
-        raise _model_error(error, inner, DiffusersSpec.model_fields) from None
+        raise _model_error(error, recipe, inner, DiffusersSpec.model_fields) from None
     if checkpoint is not None and spec.lora is None:
         return spec.model_copy(update={"name": str(checkpoint / "policy"), "init": None, "revision": None})
     return spec
@@ -91,7 +91,7 @@ def model_spec(recipe: Recipe, task: Task, checkpoint: Path | None, spec: type[S
     except ValidationError as error:
         tiny = TinyMaskedSpec if issubclass(spec, MaskedDiffusionSpec) else TinySpec
         inner = LoraSpec.model_fields if "lora" in error.errors()[0]["loc"] else tiny.model_fields
-        raise _model_error(error, inner, spec.model_fields, section) from None
+        raise _model_error(error, recipe, inner, spec.model_fields, section) from None
 
 
 def _model_tree(recipe: Recipe, hint: str, section: str = "model") -> dict[str, Any]:
@@ -104,14 +104,16 @@ def _model_tree(recipe: Recipe, hint: str, section: str = "model") -> dict[str, 
 
 
 def _model_error(
-    error: ValidationError, inner: Iterable[str], outer: Iterable[str], section: str = "model"
+    error: ValidationError, recipe: Recipe, inner: Iterable[str], outer: Iterable[str], section: str = "model"
 ) -> RecipeError:
     """The first thing wrong, by its key; `inner` are the settings of a mapping inside the model's."""
     problem = error.errors()[0]
     key = ".".join([section, *map(str, problem["loc"])])
     unknown = problem["type"] == "extra_forbidden"
+    got = "" if isinstance(problem["input"], Mapping) else f", got {problem['input']!r}"
     return RecipeError(
-        f"unknown key '{key}'" if unknown else f"{key}: {problem['msg'].lower()}",
+        f"unknown key '{key}'" if unknown else f"{key}: {plainly(problem)}{got}",
+        where=recipe.where(key),
         hint=did_you_mean(str(problem["loc"][-1]), inner if len(problem["loc"]) > 1 else outer) if unknown else None,
     )
 

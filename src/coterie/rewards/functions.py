@@ -185,7 +185,7 @@ def resolve(reference: Any) -> Callable[..., Any]:
 def _import(source: str) -> Any:
     try:
         return importlib.import_module(source)
-    except Exception as error:  # the user's code runs here
+    except (Exception, SystemExit) as error:  # the user's code runs here
         raise RewardError(
             f"importing '{source}' raised {type(error).__name__}: {error}", hint="mend it; file.py:name works too"
         ) from error
@@ -205,7 +205,7 @@ def _load_file(source: str) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's code runs here
+    except (Exception, SystemExit) as error:  # the user's code runs here
         del sys.modules[name]
         raise RewardError(f"importing {source} raised {type(error).__name__}: {error}", hint="mend the file") from error
     return module

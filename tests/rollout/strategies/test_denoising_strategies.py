@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from oracles import branchgrpo as branches
 from oracles import denoising as oracle
 from oracles import granular_grpo as granular
+from small_flow import small_flow
 
 from coterie.errors import RecipeError
 from coterie.policies.flow.policy import FlowPolicy
-from coterie.policies.flow.spec import FlowShape, FlowSpec
 from coterie.recipe import resolve
 from coterie.rollout.strategies.noise_tree import noise_tree
 from coterie.rollout.strategies.plain import plain
@@ -31,13 +31,7 @@ SEEDS = [[100 * g + k for k in range(8)] for g in range(2)]
 
 @pytest.fixture(scope="module")
 def policy() -> FlowPolicy:
-    shape = FlowShape(layers=1, width=16, heads=2)
-    made = FlowPolicy.load(FlowSpec(flow=shape, dtype="float64", device="cpu"), (3,), ["a", "b"])
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in made.model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * 0.3)
-    return made
+    return small_flow()
 
 
 def spec_of(steps: int = 5, **settings: Any) -> Sampling:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import forward_process as oracle
 from oracles import inputs
+from small_flow import small_flow
 
 from coterie.clock import Clock
 from coterie.collect import collect
@@ -21,7 +22,6 @@ from coterie.objectives.losses.dpo import dpo
 from coterie.objectives.losses.group_dpo import group_dpo
 from coterie.objectives.losses.group_ranking import group_ranking
 from coterie.policies.flow.policy import FlowPolicy
-from coterie.policies.flow.spec import FlowShape, FlowSpec
 from coterie.recipe import resolve
 from coterie.rollout.strategies.explored import contrast, explored
 from coterie.rollout.strategies.renoised import renoised
@@ -35,20 +35,9 @@ SEEDS = [[100 * g + k for k in range(4)] for g in range(2)]
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
 
-def policy_of(seed: int = 1) -> FlowPolicy:
-    made = FlowPolicy.load(
-        FlowSpec(flow=FlowShape(layers=1, width=16, heads=2), dtype="float64", device="cpu"), (3,), ["a", "b"]
-    )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in made.model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=D) * 0.3)
-    return made
-
-
 @pytest.fixture(scope="module")
 def policy() -> FlowPolicy:
-    return policy_of()
+    return small_flow()
 
 
 def sampled(policy: FlowPolicy, **spec: Any) -> Rollouts:
@@ -87,7 +76,7 @@ def test_a_decision_is_the_error_at_a_draw_of_noise(policy: FlowPolicy, guidance
 
 
 def test_distances_of_velocities() -> None:
-    policy, other = policy_of(), policy_of(2)
+    policy, other = small_flow(), small_flow(2)
     made = sampled(policy, keep_means=True)
     made.media["mean_ref"] = other.means(made)
     before = made.media["mean_old"].clone()
@@ -139,7 +128,7 @@ def test_the_worked_examples() -> None:
 @pytest.mark.reduction("diffusion-nft", "sol-rl")
 def test_without_an_advantage_it_stays_where_it_is() -> None:
     """A = 0 and v = v_old: towards and away cancel; A at the bound is the plain regression."""
-    policy = policy_of()
+    policy = small_flow()
     made = sampled(policy, keep_means=True)
     for advantage, still in ((0.0, True), (5.0, False)):
         policy.model.zero_grad()
@@ -212,7 +201,7 @@ def test_gradients() -> None:
 @pytest.mark.oracle("gdpo-sr")
 def test_group_dpo_of_draws_is_the_papers(policy: FlowPolicy) -> None:
     """-log sigmoid(-2500 sum_i A_i (|v - target|^2 - |v_ref - target|^2)), at the same noise; and its example."""
-    made, other = sampled(policy), policy_of(2)
+    made, other = sampled(policy), small_flow(2)
     with torch.no_grad():
         logp, ref = policy.score(made)["logp"], other.score(made)["logp"]
     a = torch.randn(8, generator=torch.Generator().manual_seed(0), dtype=D) * 1e-4
@@ -238,7 +227,7 @@ def test_the_best_and_the_worst_are_kept() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kept_noises_are_drawn_again_in_full(dtype: str) -> None:
     """The samples trained on are the full policy's, from candidates that a cheap one ranked."""
-    policy, asked = policy_of(), []
+    policy, asked = small_flow(), []
     if dtype == "bfloat16":
         policy.model.float()
 
@@ -259,7 +248,7 @@ def test_kept_noises_are_drawn_again_in_full(dtype: str) -> None:
 
 @pytest.mark.reduction("sol-rl")
 def test_with_as_many_candidates_as_rollouts_all_are_kept() -> None:
-    policy = policy_of()
+    policy = small_flow()
     sampling = Sampling(denoising=Denoising(6))
 
     def grade(rows: list[Any], samples: list[Any]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from coterie.errors import PolicyError
+from coterie.hardware import device_of
 from coterie.policies.diffusers import files
 from coterie.policies.diffusers.architectures import Architecture, Condition, architecture_of
 from coterie.policies.diffusers.schedule import Grid, schedule_of
@@ -53,7 +54,7 @@ class DiffusersPolicy(FlowPolicy):
     @classmethod
     def load(cls, spec: DiffusersSpec) -> DiffusersPolicy:  # type: ignore[override]
         """The pipeline that the spec names, on its device, its denoiser ready to be trained."""
-        device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_of(spec.device)
         pipe, source = files.load_pipeline(spec)
         pipe.set_progress_bar_config(disable=True)
         architecture = architecture_of(pipe, spec)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from coterie.errors import PolicyError, did_you_mean
+from coterie.hardware import device_of
 from coterie.policies.flow import steps
 from coterie.policies.flow.model import CONFIG, TYPE, FlowTransformer
 from coterie.policies.flow.spec import FlowSpec
@@ -84,7 +85,7 @@ class FlowPolicy:
         """Build a model for samples of `shape` that knows `classes`, or load the folder that the spec names. With
         `told` prompts are samples to be made better.
         """
-        device = spec.device if spec.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_of(spec.device)
         if spec.name is not None:
             return cls(_from_folder(Path(spec.name)).to(device), spec)
         assert spec.flow is not None

@@ -8,7 +8,7 @@ from coterie.pieces import verifier
 
 
 @verifier()
-def regex(completion: str, reference: str, *, pattern: str | None = None, group: int = 1) -> bool:
+def regex(completion: str, reference: str, *, pattern: re.Pattern[str] | None = None, group: int = 1) -> bool:
     """Without a pattern: the reference is a regular expression found in the completion. With one: its last match's
     group (the whole match, where the pattern has no groups) must equal the reference.
     """
