@@ -19,7 +19,7 @@ from coterie.metrics import Collector, merge, record
 from coterie.metrics import collect as gather
 from coterie.offline.recorded import Recorded
 from coterie.policies.causal_lm import CausalLM
-from coterie.policies.flow.policy import FlowPolicy
+from coterie.policies.flow.denoising import DenoisingPolicy
 from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
 from coterie.rewards.matches import matches
@@ -283,7 +283,7 @@ def _preview_rewards(run: Run, rollouts: Rollouts, rewards: Tensor) -> Tensor:
         return out
     row, place = earlier.nonzero(as_tuple=True)
     asked = [rollouts.prompts[g].row for g in rollouts["groups"].cpu()[row].tolist()]
-    policy = cast(FlowPolicy, run.policy)
+    policy = cast(DenoisingPolicy, run.policy)
     foreseen = policy.samples(policy.previews(rollouts, row, place))
     value = _grade(run, asked, foreseen)
     return out.masked_scatter(earlier, torch.where(value.isnan(), own[earlier], value))

@@ -13,6 +13,7 @@ from coterie.errors import RecipeError, did_you_mean
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.diffusers.files import INDEX
 from coterie.policies.diffusers.policy import DiffusersPolicy
+from coterie.policies.flow.denoising import DenoisingPolicy
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.policies.masked_diffusion.policy import MaskedDiffusion
 from coterie.sections import Denoise, Rollout, Unmask
@@ -53,7 +54,7 @@ def in_pictures(recipe: Recipe, task: Task) -> Task:
     return replace(task, latent=PICTURES, reference=None, demonstration=None)
 
 
-def kind_of(recipe: Recipe, task: Task) -> type[CausalLM] | type[MaskedDiffusion] | type[FlowPolicy]:
+def kind_of(recipe: Recipe, task: Task) -> type[CausalLM] | type[MaskedDiffusion] | type[DenoisingPolicy]:
     """The kind of policy whose samples are those of the task; of those that write text, the one of model.kind."""
     if task.latent is not None:
         if (task.latent == PICTURES) != draws_pictures(recipe):
@@ -93,7 +94,7 @@ def check(recipe: Recipe, task: Task) -> None:
         _refuse_settings(recipe.settings.unmask, Unmask(), Unmask.model_fields, "unmask", name)
     else:
         _refuse_settings(recipe.settings.rollout, Rollout(), ("stop",), "rollout", name)
-    if not issubclass(kind, FlowPolicy):
+    if not issubclass(kind, DenoisingPolicy):
         if "rollout.sampler" in recipe.single:
             raise RecipeError(
                 f"rollout.sampler={recipe.single['rollout.sampler'].piece.slug} is a rule for denoising steps, and "

@@ -20,21 +20,21 @@ from coterie.policies.diffusers import files
 from coterie.policies.diffusers.architectures import Architecture, Condition, architecture_of
 from coterie.policies.diffusers.schedule import Grid, schedule_of
 from coterie.policies.diffusers.spec import DiffusersSpec
-from coterie.policies.flow.policy import FlowPolicy
+from coterie.policies.flow.denoising import DenoisingPolicy
 from coterie.rollouts import Denoising, Prompt
 
 PROMPTS_KEPT = 256
 """Prompts whose embeddings are kept, those used last."""
 
 
-class DiffusersPolicy(FlowPolicy):
-    """A pipeline whose denoiser is trained; its denoising steps are decisions, as those of any flow policy.
+class DiffusersPolicy(DenoisingPolicy):
+    """A pipeline whose denoiser is trained; its denoising steps are decisions, as those of a flow policy.
 
     States are in a flow's coordinates (see `schedule`), float32 whatever the weights are in. A prompt is text, and its
     tokens here are the code points. Samples are pictures [H,W,3] or videos [F,H,W,3] from 0 to 1.
     """
 
-    lacks = FlowPolicy.lacks | {"fine_gap": "the noise levels of its schedulers are not among those of more steps"}
+    lacks = DenoisingPolicy.lacks | {"fine_gap": "the noise levels of its schedulers are not among those of more steps"}
 
     def __init__(
         self, pipe: Any, settings: DiffusersSpec, architecture: Architecture, source: Path | None = None
@@ -52,7 +52,7 @@ class DiffusersPolicy(FlowPolicy):
         self._conditions: OrderedDict[tuple[str, bool], Condition] = OrderedDict()
 
     @classmethod
-    def load(cls, spec: DiffusersSpec) -> DiffusersPolicy:  # type: ignore[override]
+    def load(cls, spec: DiffusersSpec) -> DiffusersPolicy:
         """The pipeline that the spec names, on its device, its denoiser ready to be trained."""
         device = device_of(spec.device)
         pipe, source = files.load_pipeline(spec)

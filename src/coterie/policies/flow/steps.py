@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from coterie import pieces
-from coterie.rollouts import Denoising
+from coterie.errors import PolicyError
+from coterie.rollouts import Denoising, Sampling
+
+
+def spec_of(sampling: Sampling) -> Denoising:
+    """What a sampling spec says of denoising. Raises PolicyError where it is one of tokens."""
+    if sampling.denoising is None:
+        raise PolicyError("the sampling spec is one of tokens, and a flow policy denoises", where="sampling")
+    return sampling.denoising
+
+
+def draws_noise(spec: Denoising, step: int) -> bool:
+    """Whether the spec lets a step draw noise."""
+    return spec.stochastic is None or step in spec.stochastic
+
+
+def without_noise(spec: Denoising) -> Denoising:
+    """The same spec without noise."""
+    return replace(spec, sampler="ode", settings=(), noise_scale=None)
 
 
 def noise_levels(steps: int, shift: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
