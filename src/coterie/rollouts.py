@@ -39,6 +39,8 @@ class Denoising:
     """Whether the means of the steps are kept, for `mean_gap`."""
     noise_scale: tuple[float, ...] | None = None
     """Factor on the sampler's noise in each step, None for 1."""
+    resolution: float = 1.0
+    """Sides of a picture, as a share of those that the policy draws by itself."""
     matching: bool = False
     """Whether decisions are no steps but draws of noise on the finished sample, at which the velocity is matched."""
 

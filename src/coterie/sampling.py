@@ -20,7 +20,7 @@ def of_step(recipe: Recipe, task: Task, step: int) -> Sampling:
     return Sampling(
         denoising=Denoising(
             d.steps, d.shift, d.guidance, "flow_sde" if rule is None else rule.name, settings, d.shared_noise, d.logp,
-            keep_means="mean_gap" in wanted(recipe, "policy"),
+            keep_means="mean_gap" in wanted(recipe, "policy"), resolution=d.resolution,
         )
     )  # fmt: skip
 

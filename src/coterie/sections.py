@@ -39,6 +39,9 @@ class Denoise(Section):
     shift: float = Field(1.0, gt=0, description="above 1 more steps are taken at high noise (SD3 and FLUX use 3)")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1 is none")
     shared_noise: bool = Field(False, description="rollouts of a group start from the same noise")
+    resolution: float = Field(
+        1.0, gt=0, le=1, description="sides of training pictures, as a share of those of held-out ones"
+    )
     logp: Literal["mean", "sum", "unscaled"] = Field(
         "mean", description="a step's log-prob: its numbers' log-densities averaged or summed, or -mean (x' - mean)^2"
     )

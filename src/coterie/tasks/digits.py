@@ -30,7 +30,7 @@ def digits(
     references and train what rewards. Rewards: `digit`, the log-probability that a classifier gives the asked digit,
     from -6 to 0; `contrast` and `preference` are their weights (0 records them): how far pixels are ink or paper and
     not between, and by what odds a picture passes for handwriting and not for a blurred or noisy copy. `prompts` are
-    held out to draw from: digits in turn.
+    held out to draw from: digits in turn. A smaller picture (denoise.resolution) is judged as it looks enlarged.
     """
     if not 0.1 <= held_out <= 0.9:
         raise RecipeError(f"held_out is a share of the pictures between 0.1 and 0.9, got {held_out:g}")
@@ -105,7 +105,17 @@ def _contrast(completions: list[np.ndarray]) -> list[float]:
 
 
 def _flat(pictures: Any) -> np.ndarray:
-    return np.clip(np.asarray(pictures, dtype=np.float64), -1.5, 1.5).reshape(-1, SIDE * SIDE)
+    given = np.clip(np.asarray(pictures, dtype=np.float64), -1.5, 1.5)
+    if given.shape[1:] != (SIDE, SIDE):
+        given = _wider(given.shape[1]) @ given @ _wider(given.shape[2]).T
+    return given.reshape(-1, SIDE * SIDE)
+
+
+@lru_cache
+def _wider(side: int) -> np.ndarray:
+    """Takes so many pixels in a row to SIDE, linearly between their middles. [SIDE,side]"""
+    middle = (np.arange(SIDE) + 0.5) * side / SIDE - 0.5
+    return np.stack([np.interp(middle, np.arange(side), unit) for unit in np.eye(side)], 1)
 
 
 @lru_cache(maxsize=1)

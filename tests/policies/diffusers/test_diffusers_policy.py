@@ -112,6 +112,22 @@ def test_recomputed_log_probs_are_the_sampled_ones(name: str) -> None:
         assert bool((rollouts["logp_old"][rollouts["mask"]] != 0).all())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_at_half_the_resolution_it_is_the_pipeline_of_half_the_size(name: str) -> None:
+    """States, noise levels, pictures and log-probs; the whole size stays what an evaluation draws."""
+    side = 64 if name == "sana" else 32
+    large, small = policy_of(name, height=side, width=side), policy_of(name)
+    half = large.rollout(prompts_of(large), SEEDS, sampling(3, resolution=0.5))
+    own = small.rollout(prompts_of(small), SEEDS, sampling(3))
+    assert torch.equal(half.media["states"], own.media["states"]) and torch.equal(half["logp_old"], own["logp_old"])
+    assert half.texts[0].shape[-3:] == own.texts[0].shape[-3:] == (side // 2, side // 2, 3)
+    assert float((large.score(half)["logp"].detach() - half["logp_old"]).abs().max()) <= large.tolerance
+    assert large.rollout(prompts_of(large), SEEDS, sampling(1)).texts[0].shape[-3:] == (side, side, 3)
+    with pytest.raises(PolicyError, match="multiples of") as told:
+        large.shape_of(Denoising(3, resolution=0.8))
+    assert told.value.where == "denoise.resolution"
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction", "sample"])
 def test_steps_of_diffusion_are_those_of_ddim(predicts: str, eta: float) -> None:

@@ -48,7 +48,8 @@ class DiffusersPolicy(DenoisingPolicy):
         self.model = (files.add_lora(model, settings) if self.has_adapters else model).eval()
         self.version = 0
         self._shape = architecture.shape()
-        self._grids: dict[tuple[int, float], Grid] = {}
+        self._smaller: dict[float, Architecture] = {}
+        self._grids: dict[tuple[int, float, float], Grid] = {}
         self._conditions: OrderedDict[tuple[str, bool], Condition] = OrderedDict()
 
     @classmethod
@@ -70,6 +71,27 @@ class DiffusersPolicy(DenoisingPolicy):
     def shape(self) -> tuple[int, ...]:
         return self._shape
 
+    def shape_of(self, spec: Denoising) -> tuple[int, ...]:
+        return self.shape if spec.resolution == 1.0 else self._architecture_at(spec.resolution).shape()
+
+    def _architecture_at(self, resolution: float) -> Architecture:
+        """How the pipeline is asked for pictures whose sides are that share of the full ones."""
+        if resolution == 1.0:
+            return self.architecture
+        if resolution not in self._smaller:
+            height, width = (round(side * resolution) for side in self.architecture.size())
+            made = type(self.architecture)(
+                self.pipe, self.settings.model_copy(update={"height": height, "width": width})
+            )
+            try:
+                made.shape()
+            except PolicyError as error:
+                raise PolicyError(
+                    error.message, where="denoise.resolution", hint="take a share that gives such sides"
+                ) from None
+            self._smaller[resolution] = made
+        return self._smaller[resolution]
+
     @property
     def _weights_dtype(self) -> torch.dtype:
         return getattr(torch, self.settings.dtype)
@@ -78,9 +100,10 @@ class DiffusersPolicy(DenoisingPolicy):
         return self._grid(spec).levels
 
     def _grid(self, spec: Denoising) -> Grid:
-        key = (spec.steps, spec.shift)
+        key = (spec.steps, spec.shift, spec.resolution)
         if key not in self._grids:
-            made = self.schedule.grid(spec.steps, spec.shift, self.architecture.timesteps(spec.steps))
+            asked = self._architecture_at(spec.resolution).timesteps(spec.steps)
+            made = self.schedule.grid(spec.steps, spec.shift, asked)
             parts = (made.levels, made.times, made.scales)
             self._grids[key] = Grid(*(part.to(self.device, self.dtype) for part in parts))
         return self._grids[key]

@@ -90,7 +90,11 @@ class DenoisingPolicy:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a state."""
+        """Of a state, at full resolution."""
+        raise NotImplementedError
+
+    def shape_of(self, spec: Denoising) -> tuple[int, ...]:
+        """Of a state. Raises PolicyError where there is none of the spec's resolution."""
         raise NotImplementedError
 
     def levels(self, spec: Denoising) -> Tensor:
@@ -163,15 +167,15 @@ class DenoisingPolicy:
         """
         rows = []
         for group in seeds:
-            drawn = [self._draw(seed, spec.steps + 1) for seed in group]
+            drawn = [self._draw(seed, spec.steps + 1, spec) for seed in group]
             for row in drawn[1:] if spec.shared_noise else []:
                 row[0] = drawn[0][0]
             rows += drawn
         return torch.stack(rows).to(self.device)
 
-    def _draw(self, seed: int, count: int) -> Tensor:
+    def _draw(self, seed: int, count: int, spec: Denoising) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, *self.shape, generator=generator, dtype=self.dtype)
+        return torch.randn(count, *self.shape_of(spec), generator=generator, dtype=self.dtype)
 
     @torch.no_grad()
     def denoise(

@@ -22,7 +22,8 @@ class FlowTransformer(nn.Module):
     """Predicts the velocity v = n - x0 of a sample [N,*shape] at noise level [N], given a class [N].
 
     `classes` are the prompts it knows, by name; the class after the last is "no prompt". With `told` it also reads a
-    sample that it is to make better, beside the state: 0 everywhere is none.
+    sample that it is to make better, beside the state: 0 everywhere is none. A picture may be smaller than `shape`; its
+    patches then stand where those of a whole picture would, with positions between the learned ones.
     """
 
     def __init__(self, shape: Sequence[int], classes: Sequence[str], size: FlowShape, told: bool = False) -> None:
@@ -50,11 +51,19 @@ class FlowTransformer(nn.Module):
         level = self.level(_waves(sigma, FREQUENCIES).to(self.enter.weight.dtype))
         given = nn.functional.silu(level + self.prompt(condition))
         parts = [_cut(part.to(self.enter.weight.dtype), self.size.patch) for part in (x, told) if part is not None]
-        hidden = self.enter(torch.cat(parts, -1)) + self.position
+        hidden = self.enter(torch.cat(parts, -1)) + self._positions(x.shape[1:])
         for block in self.blocks:
             hidden = block(hidden, given)
         hidden = _modulate(_plain_norm(hidden), *self.scale(given).unsqueeze(1).chunk(2, -1))
-        return _join(self.leave(hidden), self.shape, self.size.patch)
+        return _join(self.leave(hidden), x.shape[1:], self.size.patch)
+
+    def _positions(self, shape: Sequence[int]) -> Tensor:
+        """The positions of the patches of a picture of that shape. [positions,width]"""
+        if tuple(shape) == self.shape:
+            return self.position
+        rows, columns = (side // self.size.patch for side in self.shape)
+        whole = self.position.view(rows, columns, -1).permute(2, 0, 1)
+        return shrunk(whole, [side // self.size.patch for side in shape]).flatten(1).T
 
     def save(self, folder: str | Path) -> None:
         from safetensors.torch import save_file
@@ -106,6 +115,11 @@ class Block(nn.Module):
         q, k, v = self.qkv(x).view(n, positions, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(n, positions, width))
+
+
+def shrunk(pictures: Tensor, shape: Sequence[int]) -> Tensor:
+    """Pictures [N,h,w] at a smaller size, by the means of what each place covers. [N,*shape]"""
+    return nn.functional.interpolate(pictures.unsqueeze(1), size=tuple(shape), mode="area").squeeze(1)
 
 
 def _plain_norm(x: Tensor) -> Tensor:

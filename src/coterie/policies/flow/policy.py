@@ -16,7 +16,7 @@ from coterie.errors import PolicyError, did_you_mean
 from coterie.hardware import device_of
 from coterie.policies.flow import steps
 from coterie.policies.flow.denoising import DenoisingPolicy
-from coterie.policies.flow.model import CONFIG, TYPE, FlowTransformer
+from coterie.policies.flow.model import CONFIG, TYPE, FlowTransformer, shrunk
 from coterie.policies.flow.spec import FlowSpec
 from coterie.rollouts import Denoising, Prompt
 
@@ -58,6 +58,26 @@ class FlowPolicy(DenoisingPolicy):
     def shape(self) -> tuple[int, ...]:
         """Of a state."""
         return self.model.shape
+
+    def shape_of(self, spec: Denoising) -> tuple[int, ...]:
+        return self.shape if spec.resolution == 1.0 else self._smaller(spec.resolution)
+
+    def _smaller(self, resolution: float, where: str = "denoise.resolution") -> tuple[int, ...]:
+        """The shape of a picture whose sides are that share of the full ones; `where` the share is written."""
+        patch = self.model.size.patch
+        if len(self.shape) != 2 or self.model.told:
+            raise PolicyError(
+                "samples of this model are no pictures, and have one size", where=where, hint="leave it out"
+            )
+        sides = [side * resolution / patch for side in self.shape]
+        if any(not side.is_integer() for side in sides):
+            asked = "x".join(f"{patch * side:g}" for side in sides)
+            raise PolicyError(
+                f"pictures of {asked} are not cut into patches of {patch} by {patch}",
+                where=where,
+                hint=f"{patch * max(round(sides[0]), 1) / self.shape[0]:g} fits",
+            )
+        return tuple(int(side) * patch for side in sides)
 
     def levels(self, spec: Denoising) -> Tensor:
         """Noise levels of the spec's steps, falling. [steps+1]"""
@@ -137,6 +157,10 @@ class FlowPolicy(DenoisingPolicy):
         """Flow matching: the mean squared error of the velocity, at noise levels and noise drawn from `seed`."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         clean = torch.stack(list(completions))
+        known = self.spec.resolutions
+        if len(known) > 1 or known[0] != 1.0:
+            chosen = known[int(torch.randint(len(known), (1,), generator=generator))]
+            clean = shrunk(clean, self._smaller(chosen, "model.resolutions"))
         count = len(clean)
         normal = torch.randn(count, generator=generator, dtype=self.dtype)
         noise = torch.randn(clean.shape, generator=generator, dtype=self.dtype).to(self.device)

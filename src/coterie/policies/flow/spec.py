@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -40,6 +40,9 @@ class FlowSpec(BaseModel):
     """`auto` is CUDA where there is one, else the CPU."""
     drop_prompt: float = Field(0.1, ge=0, lt=1)
     """Share of supervised examples without their prompt, from which guidance learns what to lead away from."""
+
+    resolutions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((1.0,), min_length=1)
+    """Sizes at which supervised pictures are seen, as shares of the full sides: one is drawn for each batch."""
 
     @model_validator(mode="after")
     def _one_source(self) -> FlowSpec:

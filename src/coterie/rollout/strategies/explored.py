@@ -60,7 +60,7 @@ def explored(
     full, groups = replace(spec, stochastic=()), torch.arange(len(prompts)).repeat_interleave(size)
     again = start[kept.to(start.device)]
     path = policy.denoise(again, prompts, groups, full, noise=again.new_zeros(len(again), spec.steps))
-    noise, at = drawn(policy, seeds, draws, spec.steps)
+    noise, at = drawn(policy, seeds, draws, spec)
     return policy.renoised(prompts, groups, path.states[:, -1], noise, at, sampling)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coterie.pieces import strategy
-from coterie.rollouts import Prompt, Rollouts, Sampling
+from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
 from coterie.streams import stream
 
 
@@ -36,15 +36,15 @@ def renoised(
     groups = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(s) for s in seeds]))
     start = policy.noise(seeds, spec)[:, 0]
     path = policy.denoise(start, prompts, groups, spec, noise=start.new_zeros(len(start), spec.steps), forked=True)
-    noise, at = drawn(policy, seeds, draws, spec.steps)
+    noise, at = drawn(policy, seeds, draws, spec)
     return policy.renoised(prompts, groups, path.states[:, -1], noise, at, sampling)
 
 
-def drawn(policy: Any, seeds: list[list[int]], draws: int, steps: int) -> tuple[Tensor, Tensor]:
+def drawn(policy: Any, seeds: list[list[int]], draws: int, spec: Denoising) -> tuple[Tensor, Tensor]:
     """Noise [B,draws,*shape] of each rollout and the steps that it stands before [B,draws], by its seed alone."""
     noise, at = [], []
     for seed in (s for group in seeds for s in group):
         generator = torch.Generator().manual_seed(stream(0, "renoised", seed))
-        noise.append(torch.randn(draws, *policy.shape, generator=generator, dtype=policy.dtype))
-        at.append((torch.arange(draws) + torch.rand(draws, generator=generator)) / draws * steps)
-    return torch.stack(noise).to(policy.device), torch.stack(at).long().clamp_max(steps - 1).to(policy.device)
+        noise.append(torch.randn(draws, *policy.shape_of(spec), generator=generator, dtype=policy.dtype))
+        at.append((torch.arange(draws) + torch.rand(draws, generator=generator)) / draws * spec.steps)
+    return torch.stack(noise).to(policy.device), torch.stack(at).long().clamp_max(spec.steps - 1).to(policy.device)
