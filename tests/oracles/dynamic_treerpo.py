@@ -28,12 +28,18 @@ def best_rollout(rewards, groups, group):
     return best
 
 
-def target(gap, rewards, groups, mask, coef, above=None):
-    """coef times the gap of each decision, 0 in groups whose best is not above the threshold."""
+def pull(advantage, sensitivity):
+    """The weight of the target: what the clip's sigmoid leaves, so that the mean decision has 1."""
+    return 2 - 2 / (1 + math.exp(-sensitivity * advantage))
+
+
+def target(gap, rewards, groups, mask, advantages, coef, above=None, sensitivity=0.0):
+    """coef times the weighted gap of each decision, 0 in groups whose best is not above the threshold."""
     out = [[0.0] * len(row) for row in mask]
     for i, row in enumerate(mask):
         top = rewards[best_rollout(rewards, groups, groups[i])]
         for t, on in enumerate(row):
             if on and (above is None or top > above):
-                out[i][t] = coef * gap[i][t]
+                own = advantages[i][t] if isinstance(advantages[i], list) else advantages[i]
+                out[i][t] = coef * pull(own, sensitivity) * gap[i][t]
     return out

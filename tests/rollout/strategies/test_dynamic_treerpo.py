@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,7 @@ from tests.e2e.conftest import DENOISES, TINY
 D = torch.float64
 PROMPTS = [Prompt((k,), index=k) for k in range(2)]
 SEEDS = [[100 * g + k for k in range(8)] for g in range(2)]
+TERM = ("best_gap", "rewards", "groups", "mask", "advantages")
 TREE = ["rollout.strategy.depth=2", "rollout.group_size=4", "rollout.strategy.every=1"]
 
 
@@ -81,10 +84,24 @@ def test_clip_and_target_are_the_oracles(kind: str) -> None:
     got = advantage_clip(t["ratio"], torch.from_numpy(a), eps_low=0.05, eps_high=0.4, sensitivity=0.7)
     want = np.vectorize(lambda r, x: oracle.surrogate(r, x, 0.7, 0.05, 0.4))(n["ratio"], a)
     np.testing.assert_allclose(got, want, rtol=1e-12)
-    for above in (None, 0.4):
-        columns = ("best_gap", "rewards", "groups", "mask")
-        term = best_path(*(t[c] for c in columns), coef=0.3, above=above)
-        np.testing.assert_allclose(term, oracle.target(*(n[c].tolist() for c in columns), 0.3, above), rtol=1e-12)
+    for above, sensitivity in ((None, 0.0), (0.4, 0.0), (None, 0.7), (0.4, 3.0)):
+        want = oracle.target(*(n[c].tolist() for c in TERM), 0.3, above, sensitivity)
+        for advantages in (t["advantages"], torch.from_numpy(a)):  # one a rollout, or one a decision
+            term = best_path(*(t[c] for c in TERM[:-1]), advantages, coef=0.3, above=above, sensitivity=sensitivity)
+            np.testing.assert_allclose(term, want, rtol=1e-12)
+
+
+@pytest.mark.oracle("dynamic-treerpo")
+def test_what_went_badly_is_pulled_most() -> None:
+    """Twice the weight less the clip's share: 1 at the mean, 1/2 at A = ln 3, 3/2 at -ln 3; no gradient to A."""
+    assert [oracle.pull(a, 1.0) for a in (0.0, math.log(3), -math.log(3))] == pytest.approx([1.0, 0.5, 1.5])
+    t = inputs.tensors(inputs.table("random"))
+    a = torch.randn(t["mask"].shape, dtype=D).requires_grad_()
+    columns = [t[c] for c in TERM[:-1]]
+    low, high = (best_path(*columns, a + shift, sensitivity=1.0, coef=1.0) for shift in (-0.5, 0.5))
+    assert not low.requires_grad and bool((low >= high).all()) and bool((low > high)[t["mask"]].any())
+    wild = best_path(*columns, 1e4 * a.detach(), sensitivity=1.0, coef=1.0)
+    assert bool(wild.isfinite().all())
 
 
 @pytest.mark.reduction("dynamic-treerpo")
@@ -93,7 +110,9 @@ def test_without_sensitivity_it_is_ppos_clip(seed: int, eps: float) -> None:
     t = inputs.tensors(inputs.table("random", seed))
     got = advantage_clip(t["ratio"], t["advantages"], eps_low=eps, eps_high=eps, sensitivity=0.0)
     torch.testing.assert_close(got, ppo_clip(t["ratio"], t["advantages"], eps_low=eps, eps_high=eps))
-    assert (best_path(t["best_gap"], t["rewards"], t["groups"], t["mask"], coef=0.0) == 0).all()
+    assert (best_path(*(t[c] for c in TERM), coef=0.0, sensitivity=eps) == 0).all()
+    unweighted = best_path(*(t[c] for c in TERM), coef=eps)
+    torch.testing.assert_close(unweighted, torch.where(t["mask"], eps * t["best_gap"], 0.0))
 
 
 @pytest.mark.reduction("dynamic-treerpo")
@@ -114,8 +133,9 @@ def test_gradients() -> None:
     leaf = t["ratio"].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda r: advantage_clip(r, t["advantages"], eps_low=0.1, eps_high=0.4), [leaf])
     gap = t["best_gap"].clone().requires_grad_()
-    best_path(gap, t["rewards"], t["groups"], t["mask"], coef=0.5).sum().backward()
-    torch.testing.assert_close(gap.grad, 0.5 * t["mask"].to(D))
+    best_path(gap, *(t[c] for c in TERM[1:]), coef=0.5, sensitivity=0.7).sum().backward()
+    weight = 2 * torch.sigmoid(-0.7 * t["advantages"]).view(len(gap), -1)
+    torch.testing.assert_close(gap.grad, 0.5 * weight * t["mask"].to(D))
     wild = torch.tensor([[0.0, 1e6], [1.0, 1.0]], requires_grad=True)
     out = advantage_clip(wild, torch.tensor([14.0, -1e4]))
     out.sum().backward()
