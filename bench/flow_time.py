@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bench.environments import ROOT
+from bench.pictures import save
 from bench.results import Figure, Findings, spread
 
 PATH = ROOT / "docs" / "img" / "flow_time.png"
@@ -30,6 +32,7 @@ METHODS = {
     "mixgrpo": ["rollout.strategy.size=3", "rollout.strategy.every=6"],
     "branchgrpo": ["rollout.strategy.splits=[0,1,3]"],
 }
+COLOURS = ("#1f77b4", "#d95f02", "#7b3294")
 PHASES = ("time/generate", "time/score", "time/reference", "time/learn")
 """What a step is made of; the few milliseconds between them are the same for all."""
 
@@ -84,22 +87,33 @@ def _train(slug: str, seed: int) -> tuple[dict[str, Any], list[tuple[float, floa
 
 
 def draw(curves: dict[str, list[list[tuple[float, float]]]]) -> None:
-    """Held-out accuracy over training time: a line a seed, and the mean over seeds."""
+    """Held-out accuracy over time: a thin line a seed, a thick one the mean, a dot where that comes to the level."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
+    from matplotlib.ticker import PercentFormatter
 
-    picture = Picture(figsize=(7, 3.6), layout="constrained")
+    picture = Picture(figsize=(7, 3.6), dpi=110, layout="constrained")
     FigureCanvasAgg(picture)
     axes = picture.add_subplot()
     for colour, (slug, lines) in enumerate(curves.items()):
         for line in lines:
-            axes.plot(*zip(*line, strict=True), color=f"C{colour}", alpha=0.25, linewidth=0.8)
+            axes.plot(*zip(*line, strict=True), color=COLOURS[colour], alpha=0.3, linewidth=0.8)
         places = list(zip(*lines, strict=True))
         mean = [tuple(statistics.mean(numbers) for numbers in zip(*at, strict=True)) for at in places]
-        axes.plot(*zip(*mean, strict=True), color=f"C{colour}", linewidth=2, label=slug)
-    axes.axhline(LEVEL, color="0.6", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="training time, seconds", ylabel="held-out accuracy")
-    axes.legend(frameon=False, loc="lower right")
+        axes.plot(*zip(*mean, strict=True), color=COLOURS[colour], linewidth=2, label=slug)
+        if (at := _crossing(mean)) is not None:
+            axes.plot(at, LEVEL, "o", color=COLOURS[colour], markersize=6, markeredgecolor="white", zorder=3)
+    axes.axhline(LEVEL, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+    axes.set(xlabel="training time, seconds", ylabel="held-out accuracy", xlim=(0, None), ylim=(0.2, 1.02))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.legend(frameon=False, loc="lower right", title=f"means of seeds; dots: {LEVEL:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
-    PATH.parent.mkdir(parents=True, exist_ok=True)
-    picture.savefig(PATH, dpi=110, format="png", metadata={"Software": None})
+    save(picture, PATH)
+
+
+def _crossing(line: list[tuple[float, float]]) -> float | None:
+    """When a line first comes to the level, between two evaluations."""
+    for (a, low), (b, high) in pairwise(line):
+        if low < LEVEL <= high:
+            return a + (b - a) * (LEVEL - low) / (high - low)
+    return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from bench.environments import ROOT
+from bench.pictures import save
 from bench.stability import LATE
 from bench.stability.summary import FALLS, LEARNS, UNDECIDED, Row
 
@@ -25,19 +25,15 @@ SIGN = {LEARNS: "", UNDECIDED: " ~", FALLS: " ▼"}
 def draw(found: Sequence[Row]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from PIL import Image
 
-    figure = Figure(figsize=(12, 1.4 + 0.33 * len(found)), layout="constrained")
+    figure = Figure(figsize=(12, 1.4 + 0.33 * len(found)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for place, name in enumerate(PANELS):
         _panel(figure.add_subplot(1, len(PANELS), place + 1), name, found, first=place == 0)
     figure.supxlabel(
         "updates late   (accuracy: ▼ below that of the first weights, ~ not to be told from it)", fontsize=10
     )
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=110, format="png")
-    PATH.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(drawn).convert("RGB").quantize(128).save(PATH, optimize=True)  # a third of the size
+    save(figure, PATH)
 
 
 def _panel(axes: Any, name: str, found: Sequence[Row], first: bool) -> None:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from coterie.errors import PolicyError
 from coterie.metrics import record
 from coterie.policies.loading import load_model_and_tokenizer
-from coterie.policies.masked_diffusion import likelihood
+from coterie.policies.masked_diffusion import block_causal, likelihood
 from coterie.policies.masked_diffusion.decode import Trace, before_end, decode
 from coterie.policies.masked_diffusion.learned import Schedule, temperature
 from coterie.policies.masked_diffusion.likelihood import Inputs
@@ -79,6 +79,11 @@ class MaskedDiffusion(TransformersPolicy):
                 self.schedule.load(spec.name)
             self.model.schedule = self.schedule  # so that it is trained, copied and restored with the rest
         self._check_bidirectional()
+        self.block: Tensor | None = None
+        if spec.attention == "block_causal":
+            self.block = block_causal.block_of(self.width, self.unmask).to(self.device)
+            with torch.no_grad(), evaluating(self.model):
+                block_causal.check(self.model, self.mask_id, self.pad_id)
 
     @classmethod
     def load(cls, spec: MaskedDiffusionSpec, settings: Settings) -> MaskedDiffusion:
@@ -317,7 +322,8 @@ class MaskedDiffusion(TransformersPolicy):
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], seed: int | None = None
     ) -> Tensor:
         """Masked denoising: each completion, filled up with EOS to the canvas, hides a uniform share of its places, and
-        the loss is their cross-entropy over that share, a bound on the negative log-likelihood a place (nats).
+        the loss is their cross-entropy over that share, a bound on the negative log-likelihood a place (nats). With
+        attention by blocks the places are those of one block, drawn for each completion; what is before it stands.
 
         Masks come from `seed`, or else from the version of the weights.
         """
@@ -335,14 +341,20 @@ class MaskedDiffusion(TransformersPolicy):
         noise = numbers + (self.version if seed is None else seed) % 2**62
         share = 1.0 - (uniform(noise, 0) + numbers / len(rows)) % 1.0  # in (0,1], spread over the batch
         place = torch.arange(1, self.width + 1, device=self.device)
-        hidden = uniform(noise.unsqueeze(-1), place) < share.unsqueeze(-1)
+        hidden = asked = uniform(noise.unsqueeze(-1), place) < share.unsqueeze(-1)
+        count = 1
+        if self.block is not None:
+            count = int(self.block.max()) + 1
+            chosen = (uniform(noise, self.width + 1) * count).long().unsqueeze(-1)
+            asked = hidden & (self.block == chosen)
+            hidden = asked | (self.block > chosen)
         self.model.train()
         try:
             logits = self._logits(*self._lay_out(prompts, numbers, torch.where(hidden, self.mask_id, canvas)))
         finally:
             self.model.eval()
-        loss = torch.nn.functional.cross_entropy(logits[hidden], canvas[hidden], reduction="none")
-        return (loss / share.unsqueeze(-1).expand(hidden.shape)[hidden].to(loss)).sum() / canvas.numel()
+        loss = torch.nn.functional.cross_entropy(logits[asked], canvas[asked], reduction="none")
+        return count * (loss / share.unsqueeze(-1).expand(asked.shape)[asked].to(loss)).sum() / canvas.numel()
 
     # The model
 
@@ -367,26 +379,29 @@ class MaskedDiffusion(TransformersPolicy):
 
     def _logits(self, ids: Tensor, attention: Tensor, place: Tensor) -> Tensor:
         """Logits of every place of the canvas, the mask token impossible. [N,C,V]"""
-        logits = self._forward(ids, attention)
+        logits = self._forward(ids, attention, place)
         read = (place - 1).clamp_min(0) if self.spec.shifted else place
         here = logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
         forbidden = torch.tensor([self.mask_id], device=here.device)
         return widen(here).index_fill(-1, forbidden, float("-inf"))
 
-    def _forward(self, ids: Tensor, attention: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, attention: Tensor, place: Tensor) -> Tensor:
         """Logits of every token, padding behind them left aside. [N,W] -> [N,W,V]
 
         A model's own code may not know of padding (LLaDA's did not at first): there, rows of one length go together.
         """
-        if bool(attention.all()):
-            return self.model(input_ids=ids).logits
-        if not self.spec.trust_remote_code:
-            return self.model(input_ids=ids, attention_mask=attention.long()).logits
+        told: dict[str, Tensor] = {} if bool(attention.all()) else {"attention_mask": attention.long()}
+        if self.block is not None:
+            seen = block_causal.visible(attention, place, self.block)
+            told = {"attention_mask": block_causal.as_scores(seen, self.model.dtype)}
+        if bool(attention.all()) or not self.spec.trust_remote_code:
+            return self.model(input_ids=ids, **told).logits
         lengths = attention.sum(-1)
         parts, rows = [], []
         for length in lengths.unique().tolist():
             here = (lengths == length).nonzero().squeeze(-1)
-            logits = self.model(input_ids=ids[here, :length]).logits
+            mine = {name: mask[here, :, :length, :length] for name, mask in told.items() if mask.dim() == 4}
+            logits = self.model(input_ids=ids[here, :length], **mine).logits
             parts.append(torch.nn.functional.pad(logits, (0, 0, 0, ids.shape[1] - length)))
             rows.append(here)
         return torch.cat(parts)[torch.cat(rows).argsort()]

@@ -26,6 +26,10 @@ class MaskedDiffusionSpec(SourceSpec):
     """Whether what the model says at a place is about the next one, as in models that were made of causal ones (Dream,
     DiffuCoder)."""
 
+    attention: Literal["full", "block_causal"] = "full"
+    """Who sees whom: full, every place every other; block_causal, the prompt itself, and a block (unmask.blocks) itself
+    and what is before it, as models of block diffusion are trained (arXiv:2503.09573)."""
+
     def build(self) -> tuple[Any, Any]:
         assert self.init is not None
         return build(self.init, self.seed)
