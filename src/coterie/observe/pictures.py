@@ -33,8 +33,9 @@ def side_by_side(sample: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(sample: np.ndarray, latent: Latent) -> np.ndarray:
-    """Values from low to high as 0 to 255."""
+    """Values from low to high as 0 to 255 in colours; in grey [H,W] as 255 to 0, ink on paper."""
     share = (np.nan_to_num(sample) - latent.low) / (latent.high - latent.low)
+    share = 1.0 - share if sample.ndim == 2 else share
     return (np.clip(share, 0.0, 1.0) * 255).round().astype(np.uint8)
 
 

@@ -152,6 +152,8 @@ def _evaluations(rows: Rows) -> str:
         return ""
     found = dict.fromkeys(k for r in known for k in r if k.startswith("eval/"))
     names = [n for n in found if not n.endswith(("_low", "_high"))]
+    if "eval/length" in found and not any(r.get("eval/length") for r in known):  # samples of an ODE take no decisions
+        names = [n for n in names if n not in ("eval/length", "eval/truncated_share")]
     head = "".join(f"<th>{escape(n.removeprefix('eval/').replace('_', ' '))}</th>" for n in ["step", *names])
     body = "".join(
         f"<tr><td>{row['step']}</td>" + "".join(f"<td>{_cell(row, n)}</td>" for n in names) + "</tr>" for row in known

@@ -22,11 +22,10 @@ def rollouts_section(steps: Sequence[tuple[int, Sequence[Row]]]) -> str:
     if not shown:
         return ""
     parts = [f"<details open><summary>step {step}</summary>{''.join(_groups(rows))}</details>" for step, rows in shown]
-    legend = (
-        "<p class=hint>Completions of one prompt, best reward first. The stronger a token is shaded, the less likely "
-        "it was when it was sampled.</p>"
-    )
-    return f"<section><h2>Sample rollouts</h2>{legend}{''.join(parts)}</section>"
+    legend = "Completions of one prompt, best reward first."
+    if any(row.get("pieces") for _, rows in shown for row in rows):
+        legend += " The stronger a token is shaded, the less likely it was when it was sampled."
+    return f"<section><h2>Sample rollouts</h2><p class=hint>{legend}</p>{''.join(parts)}</section>"
 
 
 def _groups(rows: Sequence[Row]) -> list[str]:

@@ -21,7 +21,7 @@ class Latent:
     classes: tuple[str, ...]
     low: float = -1.0
     high: float = 1.0
-    """The values that are drawn black and white, where samples are pictures."""
+    """The values that are drawn black and white, where samples are pictures; where these are grey, white and black."""
     told: bool = False
     """Whether a prompt is a sample that is to be made better: its numbers as text, with blanks between."""
 

@@ -21,11 +21,13 @@ from coterie.errors import PolicyError, RecipeError
 from coterie.evaluator import evaluate
 from coterie.loop import begin, credit, select
 from coterie.observe import rollout_store
+from coterie.observe.pictures import to_bytes
 from coterie.pieces import TABLE_KINDS, Piece, all_pieces
 from coterie.policies import kinds
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.recipe import CHAIN, SINGLE, Recipe, resolve
 from coterie.run import Run, build, build_task
+from coterie.tasks.base import PICTURES, Latent
 from coterie.update import update
 from tests.e2e.conftest import DENOISES, TINY
 
@@ -174,6 +176,7 @@ def test_evaluation_and_what_is_recorded(tmp_path: Path) -> None:
     assert pictures == ["step-000000.png", "step-000002.png"]
     report = (result.path / "report.html").read_text()
     assert report.count("<figure>") == 2
+    assert "<th>accuracy</th>" in report and "<th>length</th>" not in report and "shaded" not in report
     rows = rollout_store.read(result.path / "rollouts/step-000001.parquet")
     assert len(rows) == 16 and len(rows[0]["completion"].split()) == 2 and len(rows[0]["logp_old"]) == 4
 
@@ -204,6 +207,13 @@ def test_digits_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RecipeError, match="needs scikit-learn") as told:
         build_task(resolve(values={"task": {"digits": {"seed": 9}}}))
     assert told.value.hint == "pip install 'coterie[flow]'"
+
+
+def test_grey_pictures_are_ink_on_paper() -> None:
+    """In the report's rollouts as in its samples; what has colours is as it is."""
+    grey, coloured = np.array([[-1.0, 0.0, 1.0, 7.0]]), np.array([[[0.0, 0.5, 1.0]]])
+    assert to_bytes(grey, Latent((1, 4), ())).tolist() == [[255, 128, 0, 0]]
+    assert to_bytes(coloured, PICTURES).tolist() == [[[0, 128, 255]]]
 
 
 def test_digits(tmp_path: Path) -> None:
