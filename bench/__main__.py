@@ -29,6 +29,7 @@ BENCHES = {
     "stability": "objectives on batches that are up to 64 updates late",
     "growth": "step time against prompts, group size, length and vocabulary",
     "agents": "held-out success in three worlds of many turns; GiGPO against GRPO",
+    "sandbox": "programs a second through the sandbox, and HumanEval's solutions",
     "flow_time": "MixGRPO and BranchGRPO against Flow-GRPO at equal held-out reward",
     "scale_sim": "steps at 8 to 4,096 GPUs, simulated, and the simulator against measured calls here",
     "demos": "held-out accuracy of the demos of flow and masked diffusion, over seeds",

@@ -1,8 +1,8 @@
 """Runs one program with nothing to reach and little to use: the part of the sandbox that is inside it.
 
-Started as a script by `process.py`, with three numbers: a pipe that carries the configuration and then stays open as
-long as anybody wants an answer, a pipe for the answer, and "namespaces" (make them here), "inside" (somebody else, such
-as bubblewrap, has) or "open" (there are none). Standard library only.
+`process.py` sends its code, compiled, and the configuration through a pipe that stays open as long as anybody wants an
+answer. `main` also gets a pipe for the answer, and "namespaces" (make them here), "inside" (somebody else, such as
+bubblewrap, has) or "open" (there are none). Standard library only, and little of it: every program waits for imports.
 
 The process that supervises is the first of the program's process namespace: when it ends, the kernel ends all others.
 """
@@ -15,9 +15,11 @@ import os
 import resource
 import select
 import signal
-import sys
 import time
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = (
@@ -36,9 +38,7 @@ class NoJail(Exception):
     """This machine does not let us make the namespaces."""
 
 
-def main(life: int, answer: int, kind: str) -> None:
-    size = int.from_bytes(_exactly(life, 8), "big")
-    config = marshal.loads(_exactly(life, size))
+def main(config: dict[str, Any], life: int, answer: int, kind: str) -> None:
     if kind == "namespaces":
         try:
             user_namespace = _make_namespaces()
@@ -60,16 +60,6 @@ def main(life: int, answer: int, kind: str) -> None:
     except (OSError, NoJail) as error:
         result = {"outcome": "refused", "why": f"{type(error).__name__}: {error}"}
     _tell(answer, result)
-
-
-def _exactly(fd: int, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        part = os.read(fd, count - len(data))
-        if not part:
-            os._exit(1)  # nobody is there any more
-        data += part
-    return data
 
 
 def _tell(fd: int, result: dict[str, Any]) -> None:
@@ -273,8 +263,3 @@ def _become(config: dict[str, Any], identity: int | None, kind: str) -> None:
 def _drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     _check(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-    os._exit(0)

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+
+TYPE_CHECKING = False  # typing itself takes longer to import than most programs run
+if TYPE_CHECKING:
+    from typing import TextIO
 
 
 def take_pipes(*, errors: bool) -> tuple[TextIO, TextIO]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import marshal
 import os
 import random
@@ -15,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal
 
 from coterie.errors import SandboxError
@@ -25,6 +27,22 @@ Outcome = Literal["ok", "error", "timeout", "memory", "processes", "output", "ki
 Backend = Literal["bubblewrap", "namespaces", "none"]
 
 JAIL = Path(__file__).with_name("jail.py")
+BOOT = """
+import marshal, os, sys
+life, answer, kind = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+data = b""
+while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "big"):
+    part = os.read(life, 65536)
+    if not part:
+        os._exit(1)  # nobody is there any more
+    data += part
+code, config = marshal.loads(data[8:])
+jail = {"__name__": "jail"}
+exec(code, jail)
+jail["main"](config, life, answer, kind)
+os._exit(0)
+"""
+"""What starts the jail. Its code comes compiled: a script is compiled anew by every program that it starts."""
 PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", sys.base_prefix)
 """What a program may read of this machine."""
@@ -70,21 +88,19 @@ class Program:
         self._folder = tempfile.TemporaryDirectory(prefix="coterie-") if backend == "none" else None
         folder = self._folder.name if self._folder is not None else "/tmp"
         binds = list(dict.fromkeys((*SYSTEM, *readable)))
-        config = marshal.dumps(
-            {
-                "argv": [a.replace("{folder}", folder) for a in argv],
-                "env": ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},
-                "files": dict(files), "binds": binds, "limits": asdict(limits), "identity": _identity(),
-                "seccomp": seccomp.program(),
-            }
-        )  # fmt: skip
+        config = {
+            "argv": [a.replace("{folder}", folder) for a in argv],
+            "env": ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},
+            "files": dict(files), "binds": binds, "limits": asdict(limits), "identity": _identity(),
+            "seccomp": seccomp.program(),
+        }  # fmt: skip
         theirs_life, self._life = os.pipe()
         self._answer, theirs_answer = os.pipe()
         numbers = [str(theirs_life), str(theirs_answer)]
         kind = {"bubblewrap": "inside", "namespaces": "namespaces", "none": "open"}[backend]
-        command = [PYTHON, "-I", "-S", str(JAIL), *numbers, kind]
+        command = [PYTHON, "-I", "-S", "-c", BOOT, *numbers, kind]
         if backend == "bubblewrap":
-            command = [*_bubblewrap(binds, limits), PYTHON, "-I", "-S", "/jail.py", *numbers, kind]
+            command = [*_bubblewrap(binds, limits), *command]
         self.began = time.monotonic()
         try:
             self._process = subprocess.Popen(
@@ -97,7 +113,8 @@ class Program:
         assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
         self.stdin, self.stdout, self.stderr = self._process.stdin, self._process.stdout, self._process.stderr
         try:
-            _write_all(self._life, len(config).to_bytes(8, "big") + config)
+            told = marshal.dumps((_jail(), config))
+            _write_all(self._life, len(told).to_bytes(8, "big") + told)
         except BrokenPipeError:
             pass  # it could not start; `end` says why
 
@@ -201,6 +218,11 @@ MEND = (
 )
 
 
+@functools.cache
+def _jail() -> CodeType:
+    return compile(JAIL.read_text(encoding="utf-8"), "jail.py", "exec", dont_inherit=True, optimize=2)
+
+
 def _write_all(fd: int, data: bytes) -> None:
     while data:
         data = data[os.write(fd, data) :]
@@ -242,4 +264,4 @@ def _bubblewrap(binds: Sequence[str], limits: Limits) -> list[str]:
     # Of root, /proc/sys would be writable.
     command += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
     command += ["--size", str(limits.file_mib << 20), "--tmpfs", "/tmp"]
-    return [*command, "--ro-bind", str(JAIL), "/jail.py", "--remount-ro", "/", "--chdir", "/tmp", "--"]
+    return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]

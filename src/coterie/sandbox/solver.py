@@ -5,10 +5,12 @@ Whatever the solution does to this process, it can only answer calls; it has see
 
 from __future__ import annotations
 
-from typing import Any, TextIO
-
 import lines  # type: ignore[import-not-found]
 import values  # type: ignore[import-not-found]  # both stand beside this file in the sandbox
+
+TYPE_CHECKING = False  # typing itself takes longer to import than most programs run
+if TYPE_CHECKING:
+    from typing import Any, TextIO
 
 
 def serve(source: TextIO, out: TextIO, code: str) -> None:

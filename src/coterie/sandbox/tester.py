@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import builtins
-from typing import Any, TextIO
 
 import lines  # type: ignore[import-not-found]
 import values  # type: ignore[import-not-found]  # both stand beside this file in the sandbox
+
+TYPE_CHECKING = False  # typing itself takes longer to import than most programs run
+if TYPE_CHECKING:
+    from typing import Any, TextIO
 
 
 class SolutionError(Exception):

@@ -7,7 +7,10 @@ with an equality of its own, gets to where answers are compared.
 from __future__ import annotations
 
 import json
-from typing import Any
+
+TYPE_CHECKING = False  # typing itself takes longer to import than most programs run
+if TYPE_CHECKING:
+    from typing import Any
 
 _GROUPS = {"l": list, "t": tuple, "s": set, "f": frozenset}
 
