@@ -20,10 +20,11 @@ def fate(prompt: str, said: list[str]) -> str | None:
 
 
 class Walk:
-    """From 2 to 0 or 4: "a" is a step up, other letters one down."""
+    """From 2 to 0 or 4: "a" is a step up, other letters one down. What fate does is suffered, or the episode is spared
+    and ends, or it goes on and is told of it."""
 
-    def __init__(self, faulty: bool) -> None:
-        self.faulty = faulty
+    def __init__(self, fate: str) -> None:
+        self.fate = fate
 
     def reset(self, row: Any) -> None:
         self.at, self.goal, self.prompt = 2, row["goal"], row["prompt"]
@@ -32,11 +33,13 @@ class Walk:
     def step(self, action: str) -> Any:
         self.said.append(action)
         kind = fate(self.prompt, self.said)
-        if kind is not None:
-            return self.suffer(kind) if self.faulty else Step("-", 0.0, True, {"void": True})
+        if kind is not None and self.fate == "suffered":
+            return self.suffer(kind)
+        if kind is not None and self.fate == "spared":
+            return Step("-", 0.0, True, {"void": True})
         self.at += 1 if "a" in action else -1
         done = self.at == self.goal
-        return Step(f"{self.at % 10}>", 1.0 if done else 0.0, done, {"success": done})
+        return Step(f"{self.at % 10}>", 1.0 if done else 0.0, done, {"success": done, "doomed": kind})
 
     def suffer(self, kind: str) -> Any:
         if kind == "hang":
