@@ -109,6 +109,13 @@ def page(
     yield found
 
 
+def provided(recipe: Recipe) -> frozenset[str]:
+    """The columns that come of the task's world, of those with one that pages name."""
+    task = recipe.single.get("task")
+    worlds = ("frozen-lake", "dilemma", "delegation")
+    return build_task(recipe).provides if task is not None and task.piece.slug in worlds else frozenset()
+
+
 def check(recipe: Recipe) -> None:
     """What can be known of a recipe without a model: its columns, its reward functions, its local data."""
     data = recipe.settings.offline.rollouts
@@ -119,9 +126,7 @@ def check(recipe: Recipe) -> None:
         else:  # a run that the reader makes
             assert all("runs" in Path(p).parts for p in data)
         return
-    task = recipe.single.get("task")
-    world = build_task(recipe) if task is not None and task.piece.slug in ("frozen-lake", "dilemma") else None
-    wiring.check(recipe, provides=frozenset() if world is None else world.provides)
+    wiring.check(recipe, provides=provided(recipe))
     judges = [] if recipe.judge is None else [recipe.judge]
     written = [f["fn"] if isinstance(f, dict) else f for f in [*recipe.functions, *judges]]
     for function in written:
@@ -152,7 +157,7 @@ def test_commands_and_recipes_of_a_page_work(page: list[Block]) -> None:
             world = frozenset(
                 {"turn", "step_rewards", "state_key", "other_rewards", "episode"}
             )  # a task that the recipe does not name may have one
-            wiring.check(recipe, provides=frozenset() if "task" in tree else world)
+            wiring.check(recipe, provides=provided(recipe) if "task" in tree else world)
     for line in commands(page):
         result = CliRunner().invoke(app, shlex.split(line)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception}"

@@ -32,8 +32,7 @@ def evaluate(policy: Policy | Mapping[str, Policy], task: Task, settings: Settin
     if not task.judges or len(task.held_out) == 0:
         return {}
     if task.world is not None and task.world.agents:
-        policies = policy if isinstance(policy, Mapping) else dict.fromkeys(task.world.agents, policy)
-        return _evaluate_together(policies, task, task.world, settings)
+        return _evaluate_together(_by_agent(policy, task.world), task, task.world, settings)
     assert not isinstance(policy, Mapping)
     spec, r = settings.evaluation, settings.rollout
     rows = [task.held_out[i] for i in range(min(spec.prompts, len(task.held_out)))]
@@ -59,6 +58,10 @@ def evaluate(policy: Policy | Mapping[str, Policy], task: Task, settings: Settin
     return out
 
 
+def _by_agent(policy: Policy | Mapping[str, Policy], world: World) -> Mapping[str, Policy]:
+    return policy if isinstance(policy, Mapping) else dict.fromkeys(world.agents, policy)
+
+
 def _evaluate_together(
     policies: Mapping[str, Policy], task: Task, world: World, settings: Settings
 ) -> dict[str, float]:
@@ -78,10 +81,21 @@ def _evaluate_together(
     return out
 
 
-def accuracy(policy: Policy, task: Task, settings: Settings, *, held_out: bool, key: int) -> float:
-    """Sampled accuracy on a few problems, one completion each, at the rollouts' temperature."""
+def accuracy(
+    policy: Policy | Mapping[str, Policy], task: Task, settings: Settings, *, held_out: bool, key: int
+) -> float:
+    """Sampled accuracy on a few problems, one completion each, at the rollouts' temperature. Of several agents it is
+    the lowest, 0 for one that did not act."""
     source = task.held_out if held_out else task.train
     rows = [source[i] for i in range(min(settings.evaluation.prompts, len(source)))]
+    if task.world is not None and task.world.agents:
+        policies, named = _by_agent(policy, task.world), [(row, -1) for row in rows]
+        seeds = [[stream(settings.seed, f"probe{key}", i, 0)] for i in range(len(rows))]
+        prompts = {name: prompts_for(own, name, named) for name, own in policies.items()}
+        tables = play_together(policies, prompts, seeds, probe(settings, task), task.world)
+        shares = {name: float(verdicts(task, table).float().mean()) for name, table in tables.items()}
+        return min(shares.get(name, 0.0) for name in task.world.agents)
+    assert not isinstance(policy, Mapping)
     made = complete(policy, rows, probe(settings, task), 1, settings.seed, f"probe{key}", task.world)
     return float(verdicts(task, made).float().mean())
 

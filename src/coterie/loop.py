@@ -82,9 +82,10 @@ def begin(run: Run, reporter: Reporter) -> None:
     run.metrics = {}
     with clock.phase("warm_start"):
         run.metrics |= warm_start(run, reporter.note)
-        for parameter in run.policy.trainable_parameters():
-            parameter.data.copy_(run.workers.first(parameter.data))
-        run.learner.adopt(run.optimizer)
+        for agent in run.agents:
+            for parameter in agent.policy.trainable_parameters():
+                parameter.data.copy_(run.workers.first(parameter.data))
+            agent.learner.adopt(agent.optimizer)
     for agent in run.agents:
         agent.started = True
         if agent.needs_reference():

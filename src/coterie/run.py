@@ -324,7 +324,6 @@ def check_together(recipe: Recipe, task: Task) -> None:
     refused = {
         f"rollout.strategy={strategy}": strategy != "plain",
         "offline.rollouts": s.offline.rollouts is not None,
-        f"warm_start.steps={s.warm_start.steps}": s.warm_start.steps > 0,
     }
     for setting, is_set in refused.items():
         if is_set:

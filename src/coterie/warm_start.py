@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from coterie.environments.scripted import line_of
+from coterie.environments.scripted import line_of, lines_of
 from coterie.errors import RecipeError
 from coterie.evaluator import accuracy
 from coterie.optim.master import optimize
@@ -22,7 +22,8 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
     """Train on reference completions, or on the script's episodes, for at most warm_start.steps, stopping at
     warm_start.stop_at sampled accuracy.
 
-    Accuracy is measured on training prompts at the rollouts' temperature: a greedy stop leaves nothing to sample.
+    Accuracy is measured on training prompts at the rollouts' temperature: a greedy stop leaves nothing to sample. Of
+    several policies each that is trained imitates its own part; all stop together, by the lowest accuracy.
     """
     spec = run.settings.warm_start
     if spec.steps == 0:
@@ -32,12 +33,12 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
         raise RecipeError(f"task '{run.task.name}' has no {lacks} to warm-start on", hint="warm_start.steps=0")
     if spec.stop_at is not None and not run.task.judges:
         raise RecipeError("warm_start.stop_at needs a task with a verifier", hint="leave stop_at out")
-    sft = sft_steps(run, spec.lr, spec.batch)
+    students = [sft_steps(agent, spec.lr, spec.batch) for agent in run.agents if agent.learns]
     loss, reached, done = float("nan"), None, 0
     for done in range(1, spec.steps + 1):
-        loss = sft(done)
+        loss = sum(sft(done) for sft in students) / len(students)
         if spec.stop_at is not None and done % spec.check_every == 0:
-            reached = accuracy(run.policy, run.task, run.settings, held_out=run.recorded is not None, key=done)
+            reached = accuracy(run.acting, run.task, run.settings, held_out=run.recorded is not None, key=done)
             note(f"warm start {done}/{spec.steps}  loss {loss:.3f}  sampled accuracy {reached:.1%}")
             if reached >= spec.stop_at:
                 break
@@ -51,23 +52,28 @@ def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
     optimizer = optimize(parameters, lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0))
 
     @functools.cache
-    def line(index: int) -> tuple[list[int], list[bool]]:
-        """The script's episode of a row, played once."""
-        assert run.task.world is not None and run.task.script is not None and isinstance(run.policy, CausalLM)
-        return line_of(run.policy, run.task.world, run.task.train[index], run.task.script)
+    def lines(index: int) -> list[tuple[tuple[int, ...], list[int], list[bool]]]:
+        """The script's episode of a row, played once: prompt, tokens and which are actions, of each line."""
+        policy, task, row = run.policy, run.task, run.task.train[index]
+        assert task.world is not None and task.script is not None and isinstance(policy, CausalLM)  # only it plays
+        if task.world.agents:
+            made = lines_of(policy, task.world, row, task.script, run.name)
+        else:
+            made = [(row, *line_of(policy, task.world, row, task.script))]
+        return [(policy.encode(own["prompt"]), tokens, decided) for own, tokens, decided in made]
 
     def step(number: int) -> float:
         rng = np.random.default_rng(stream(run.settings.seed, "sft", number))
         chosen = [int(i) for i in rng.integers(len(run.task.train), size=batch)]
-        rows = [run.task.train[i] for i in chosen]
-        prompts = [run.policy.encode(r["prompt"]) for r in rows]
         noise = stream(run.settings.seed, "sft-noise", number)
         if run.task.script is not None:
-            assert isinstance(run.policy, CausalLM)  # only it plays in worlds
-            lines = [line(i) for i in chosen]
-            loss = run.policy.sft_loss(prompts, [t for t, _ in lines], noise, [d for _, d in lines])
+            assert isinstance(run.policy, CausalLM)
+            shown = [line for i in chosen for line in lines(i)]
+            loss = run.policy.sft_loss([p for p, _, _ in shown], [t for _, t, _ in shown], noise, [d for *_, d in shown])
         else:
             assert run.task.reference is not None
+            rows = [run.task.train[i] for i in chosen]
+            prompts = [run.policy.encode(r["prompt"]) for r in rows]
             completions = [run.policy.encode_completion(run.task.reference(r)) for r in rows]
             loss = run.policy.sft_loss(prompts, completions, noise)
         optimizer.zero_grad(set_to_none=True)

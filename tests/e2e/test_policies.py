@@ -142,7 +142,7 @@ REFUSED = {
     "policies are left, and in task 'dilemma' left, right act": ["policies.left={}"],
     "in task 'sort' one policy acts": [*BOTH, "task=sort"],
     "rollout.strategy=growing_horizon is not for several": [*BOTH, "rollout.strategy={growing_horizon: {turns: [2]}}"],
-    "warm_start.steps=3 is not for several policies": [*BOTH, "warm_start.steps=3"],
+    "task 'dilemma' has no script to warm-start on": [*BOTH, "warm_start.steps=3"],
     "no policy has an optimizer": [*BOTH, "policies.left.optimizer=null", "policies.right.optimizer=null"],
     "the recipe has no optimizer": ["optimizer=null"],
     "'steps' is no setting of one policy": ["policies.left={steps: 3}"],

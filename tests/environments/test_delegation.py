@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from coterie.api import start
 from coterie.cli.demo import RECIPES
 from coterie.environments.delegation import Delegation
+from coterie.environments.scripted import lines_of
 from coterie.errors import RecipeError
+from coterie.evaluator import accuracy
+from coterie.policies.causal_lm import CausalLM
+from coterie.policies.loading import ModelSpec
+from coterie.policies.tiny import TinySpec
 from coterie.recipe import resolve
+from coterie.run import build
+from coterie.tasks.base import validate
 from coterie.tasks.delegation import delegation
+from coterie.warm_start import warm_start
 
 ROW = {"prompt": "bC>", "wanted": "bC", "answer": "3", "cards": {"left": {"a": "0", "b": "2"}, "right": {"C": "1"}}}
 
@@ -62,9 +71,29 @@ def test_rows_are_whole_distinct_and_held_out() -> None:
         delegation(calls=1)
 
 
+def test_each_agent_imitates_its_own_lines_and_what_it_was_told_carries_no_loss() -> None:
+    task = delegation(train=3, held_out=1)
+    assert task.world is not None and task.script is not None and task.vocabulary is not None
+    report = validate(task)
+    assert report.ok and report.rows == report.corrupted == 4
+    row, policy = task.train[0], CausalLM.load(ModelSpec(init=TinySpec(vocabulary=task.vocabulary, width=16, heads=2)))
+    said: dict[str, list[tuple[str, str, str]]] = {}
+    for name in ("main", "left", "right"):
+        for own, tokens, decided in lines_of(policy, task.world, row, task.script, name):
+            acted = policy.decode([t for t, d in zip(tokens, decided, strict=True) if d])
+            said.setdefault(own["agent"], []).append((own["prompt"], policy.decode(tokens), acted))
+    (a, b), cards, answer = row["wanted"], row["cards"], row["answer"]
+    one, other = cards["left"][a], cards["right"][b]
+    assert said["main"] == [(f"{a}{b}>", f"{a}{one}>{b}{other}>{answer}", f"{a}{b}{answer}")]
+    assert said["left"] == [(row["prompts"]["left"], f"{a}>{one}", one)]
+    assert said["right"] == [(row["prompts"]["right"], f"{b}>{other}", other)]
+    assert len(lines_of(policy, task.world, row, task.script, "")) == 3
+
+
 SMALL = [
-    "steps=2", "model.init.width=16", "model.init.layers=1", "draw.prompts=8", "rollout.group_size=8",
-    "evaluation={every: 0, prompts: 8, samples: 1, greedy: false}", "log.rollouts_every=0", "checkpoint.every=0",
+    "steps=2", "warm_start.steps=1", "model.init.width=16", "model.init.layers=1", "draw.prompts=8",
+    "rollout.group_size=8", "evaluation={every: 0, prompts: 8, samples: 1, greedy: false}", "log.rollouts_every=0",
+    "checkpoint.every=0",
 ]  # fmt: skip
 
 
@@ -79,7 +108,18 @@ def test_the_recipe_trains_all_of_them(tmp_path: Path) -> None:
     assert last["agent/main/calls/an_episode"] == 1.0 <= last["agent/left/calls/an_episode"]
 
 
+def test_a_warm_start_teaches_all_but_who_is_frozen(tmp_path: Path) -> None:
+    taught = ["steps=1", "warm_start={steps: 40, batch: 16, lr: 1.0e-2}", "policies.right.optimizer=null"]
+    run = build(resolve(file=RECIPES / "delegation.yaml", overrides=[*SMALL, *taught]))
+    before = [[p.detach().clone() for p in agent.policy.trainable_parameters()] for agent in run.agents]
+    loss = warm_start(run, lambda text: None)["warm_start/loss"]
+    now = [list(agent.policy.trainable_parameters()) for agent in run.agents]
+    same = [all(map(torch.equal, a, b)) for a, b in zip(before, now, strict=True)]
+    assert same == [False, False, True] and loss < 2.0
+    assert accuracy(run.acting, run.task, run.settings, held_out=True, key=0) < 0.5  # right is as it was
+
+
 def test_one_policy_may_be_all_of_them(tmp_path: Path) -> None:
     model = "model={init: {layers: 1, width: 16, heads: 2, context: 24}}"
-    recipe = resolve(method="m-grpo", overrides=["task=delegation", model, *SMALL[3:], "steps=1"])
+    recipe = resolve(method="m-grpo", overrides=["task=delegation", model, *SMALL[4:], "steps=1", "warm_start.steps=2"])
     assert "agent/right/eval/accuracy" in start(recipe, tmp_path / "run", quiet=True).last

@@ -65,11 +65,12 @@ def fine_tune(recipe: Recipe, out: Path, quiet: bool, as_json: bool) -> None:
     if recipe.settings.warm_start.steps == 0:
         raise RecipeError("warm_start.steps is 0: there is nothing to do", hint="add warm_start.steps=100")
     run = build(recipe)
-    before = evaluate(run.policy, run.task, run.settings)
+    before = evaluate(run.acting, run.task, run.settings)
     metrics = warm_start(run, (lambda text: None) if quiet or as_json else console.print)
-    after = evaluate(run.policy, run.task, run.settings)
+    after = evaluate(run.acting, run.task, run.settings)
     with _saving(out):
-        run.policy.save(out, merge=True)
+        for agent in run.agents:
+            agent.policy.save(out / agent.name, merge=True)
     if as_json:
         print_json({"model": str(out), "before": before, "after": after, **metrics})
         return

@@ -63,6 +63,11 @@ class SharedEnvironment(Protocol):
         """
 
 
+def row_of(row: Mapping[str, Any], agent: str) -> dict[str, Any]:
+    """A row of the task as an agent has it: with its own prompt, and "agent", its name."""
+    return {**row, "prompt": row.get("prompts", {}).get(agent, row["prompt"]), "agent": agent}
+
+
 @dataclass(frozen=True)
 class World:
     """How a task's episodes are played. Rollouts of a task with a world have many turns.

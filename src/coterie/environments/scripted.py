@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from coterie.environments.base import Episode, World
+from coterie.environments.base import Episode, Step, World, row_of
 from coterie.environments.hosts import Failed, Hosts
 from coterie.errors import RunError
 
@@ -13,7 +14,17 @@ if TYPE_CHECKING:
     from coterie.policies.causal_lm import CausalLM
 
 Script = Callable[[dict[str, Any], Sequence[Any]], str]
-"""The next action, given the row and the observations so far."""
+"""The next action, given the row and the observations so far. Of several agents each is given the row as it has it
+(`row_of`), and as the first observation what it was told before it acted, "" for nothing."""
+
+
+@dataclass
+class Part:
+    """One line of one agent in an episode."""
+
+    agent: str
+    told: Any
+    episode: Episode = field(default_factory=Episode)
 
 
 def played(world: World, row: dict[str, Any], script: Script) -> Episode:
@@ -27,11 +38,43 @@ def played(world: World, row: dict[str, Any], script: Script) -> Episode:
             step = hosts.step({0: episode.actions[-1]})[0]
             _sound(step)
             assert not isinstance(step, Failed)
-            episode.rewards.append(float(step.reward))
-            episode.infos.append(dict(step.info))
-            episode.observations.append(step.observation)
-            episode.done = step.done
+            _hear(episode, step)
         return episode
+    finally:
+        hosts.close()
+
+
+def played_together(world: World, row: dict[str, Any], script: Script) -> list[Part]:
+    """One episode of several agents: their lines as they begin. Raises RunError as `played` does."""
+    hosts = Hosts(world, 1)
+    try:
+        first = hosts.reset({0: row})[0]
+        _sound(first)
+        parts = [Part(name, said) for name, said in (first or dict.fromkeys(world.agents, "")).items()]
+        acts = list(parts)
+        for turn in range(world.turns):
+            for part in acts:
+                heard = [part.told, *part.episode.observations]
+                part.episode.actions.append(script(row_of(row, part.agent), heard))
+            answers = hosts.step_together({0: {p.agent: p.episode.actions[-1] for p in acts}})[0]
+            _sound(answers)
+            assert not isinstance(answers, Failed)
+            acts = []
+            for name, step in answers.items():
+                own = [part for part in parts if part.agent == name]
+                if own and not own[-1].episode.done:
+                    _hear(own[-1].episode, step)
+                    acts += [] if step.done else own[-1:]
+                elif step.done:  # it comes late
+                    for part in own:
+                        part.episode.rewards[-1] += float(step.reward)
+                        part.episode.infos[-1] = {**part.episode.infos[-1], **step.info}
+                elif turn + 1 < world.turns:
+                    acts.append(Part(name, step.observation))
+                    parts.append(acts[-1])
+            if not acts:
+                break
+        return parts
     finally:
         hosts.close()
 
@@ -41,9 +84,23 @@ def line_of(policy: CausalLM, world: World, row: dict[str, Any], script: Script)
 
     An action ends with EOS where it has fewer tokens than World.turn_tokens, as a sampled one would.
     """
-    tokens: list[int] = []
-    decided: list[bool] = []
-    episode, eos = played(world, row, script), policy.tokenizer.eos_token_id
+    return _line(policy, world, row, "", played(world, row, script))
+
+
+def lines_of(
+    policy: CausalLM, world: World, row: dict[str, Any], script: Script, agent: str
+) -> list[tuple[dict[str, Any], list[int], list[bool]]]:
+    """The same of the lines of an agent, of every agent for "", each behind the row as the agent has it."""
+    parts = [part for part in played_together(world, row, script) if agent in ("", part.agent)]
+    rows = [row_of(row, part.agent) for part in parts]
+    return [(own, *_line(policy, world, own, p.told, p.episode)) for own, p in zip(rows, parts, strict=True)]
+
+
+def _line(
+    policy: CausalLM, world: World, row: dict[str, Any], told: Any, episode: Episode
+) -> tuple[list[int], list[bool]]:
+    tokens = list(policy.reply(row.get("prompt"), told, [])) if told else []
+    decided, eos = [False] * len(tokens), policy.tokenizer.eos_token_id
     for turn, action in enumerate(episode.actions):
         said = list(policy.encode_completion(action))
         if eos is not None and (world.turn_tokens is None or len(said) < world.turn_tokens):
@@ -55,6 +112,13 @@ def line_of(policy: CausalLM, world: World, row: dict[str, Any], script: Script)
             tokens += heard
             decided += [False] * len(heard)
     return tokens, decided
+
+
+def _hear(episode: Episode, step: Step) -> None:
+    episode.rewards.append(float(step.reward))
+    episode.infos.append(dict(step.info))
+    episode.observations.append(step.observation)
+    episode.done = step.done
 
 
 def _sound(answer: Any) -> None:

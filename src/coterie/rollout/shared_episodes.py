@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from coterie.environments.base import Episode, Step, World
+from coterie.environments.base import Episode, Step, World, row_of
 from coterie.environments.hosts import Failed, Hosts
 from coterie.errors import RunError
 from coterie.rollout.contexts import Segment
@@ -38,8 +38,8 @@ def prompts_for(policy: Any, agent: str, rows: Sequence[tuple[Mapping[str, Any],
     """The prompts of an agent, from rows of the task with their indices; graders see in `agent` whose they are."""
     out = []
     for row, index in rows:
-        text = row.get("prompts", {}).get(agent, row["prompt"])
-        out.append(Prompt(policy.encode(text), {**row, "prompt": text, "agent": agent}, index))
+        own = row_of(row, agent)
+        out.append(Prompt(policy.encode(own["prompt"]), own, index))
     return out
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coterie.environments.base import World
-from coterie.environments.scripted import Script, played
+from coterie.environments.scripted import Script, played, played_together
 from coterie.errors import RecipeError
 from coterie.rewards.functions import WeightedReward
 from coterie.tasks.split import Row
@@ -59,8 +59,8 @@ class Task:
     world: World | None = None
     """Where rollouts are episodes of many turns: then `verify` is not asked, the episode knows."""
     script: Script | None = None
-    """In a world: the next action of a player who succeeds, given the observations so far. Like `reference`, it serves
-    warm starts and `validate`."""
+    """In a world: the next action of a player who succeeds, or of each of several, given the observations so far (see
+    `coterie.environments.scripted`). Like `reference`, it serves warm starts and `validate`."""
     notes: list[str] = field(default_factory=list)
     """What happened to the data on the way in, for example rows dropped because they were held out too."""
 
@@ -134,11 +134,18 @@ def _validate_world(task: Task, world: World, script: Callable[[Row, Sequence[An
         for i in range(len(source) if limit is None else min(limit, len(source))):
             row = source[i]
             report.rows += 1
-            if not played(world, row, script).success:
+            if not _won(world, row, script):
                 report.references_rejected += 1
                 report.first_rejected = report.first_rejected or f"{row['prompt']!r}: the script does not succeed"
             report.corrupted += 1
-            if played(world, row, lambda row, observations: "").success:
+            if _won(world, row, lambda row, observations: ""):
                 report.corrupted_accepted += 1
                 report.first_accepted = report.first_accepted or f"{row['prompt']!r}: empty actions succeed"
     return report
+
+
+def _won(world: World, row: Row, script: Script) -> bool:
+    """Whether the script succeeds; of several agents all."""
+    if world.agents:
+        return all(part.episode.success for part in played_together(world, row, script))
+    return played(world, row, script).success

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +56,15 @@ def delegation(
 
     rows, held = generate(make, train, held_out, seed, key=key, distinct=key)
     return Task(
-        "delegation", rows, held, rewards=[WeightedReward(episode_return, "return")],
+        "delegation", rows, held, rewards=[WeightedReward(episode_return, "return")], script=_script,
         world=World(partial(Delegation, ask, share), turns=2 * calls + 1, turn_tokens=1, agents=(MAIN, *SUBS)),
         vocabulary=string.digits[: 2 * values - 1] + "".join(of.values()) + END,
     )  # fmt: skip
+
+
+def _script(row: Row, observations: Sequence[Any]) -> str:
+    """The main agent asks for each letter in turn and answers; a sub-agent reads its card."""
+    if row["agent"] != MAIN:
+        return row["cards"][row["agent"]][observations[0].rstrip(END)]
+    heard = len(observations) - 1
+    return row["wanted"][heard] if heard < len(row["wanted"]) else row["answer"]
