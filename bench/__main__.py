@@ -28,7 +28,7 @@ BENCHES = {
     "step": "a GRPO step against TRL",
     "stability": "objectives on batches that are up to 64 updates late",
     "growth": "step time against prompts, group size, length and vocabulary",
-    "agents": "held-out success in three worlds of many turns; GiGPO against GRPO",
+    "agents": "held-out success in worlds of many turns; GiGPO against GRPO, M-GRPO",
     "sandbox": "programs a second through the sandbox, and HumanEval's solutions",
     "flow_time": "MixGRPO and BranchGRPO against Flow-GRPO at equal held-out reward",
     "scale_sim": "steps at 8 to 4,096 GPUs, simulated, and the simulator against measured calls here",
