@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -48,12 +49,11 @@ def run(options: Any) -> Findings:
                 _endless(found, backend, workers)
     if HUMANEVAL.exists():
         for backend in backends:
-            for workers in WORKERS:
-                if options.wants(f"humaneval, {workers}"):
-                    _humaneval(found, backend, workers)
+            if options.wants("humaneval"):
+                _humaneval(found, backend, WORKERS[-1])
     else:
         found.notes.append("HumanEval is not there: HUMANEVAL names its file")
-    found.notes.append("ms more: of a program against a bare subprocess, median over rounds, with one worker")
+    found.notes.append("CPU ms: of the processor, with everything that a program starts; medians over rounds")
     return found
 
 
@@ -88,6 +88,12 @@ def _program(backend: Any, code: str) -> None:
         raise BenchError(f"{backend}: {result.outcome} {result.stderr}")
 
 
+def _cpu() -> float:
+    """Processor seconds of this process and of those it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
 def _timed(calls: list[Callable[[], Any]], workers: int) -> tuple[float, list[Any]]:
     """Seconds until all have returned, and what they returned."""
     with ThreadPoolExecutor(workers) as pool:
@@ -106,20 +112,22 @@ def _rates(
     rounds: int,
 ) -> None:
     seconds: dict[str, list[float]] = {setup: [] for setup in setups}
+    cpu: dict[str, list[float]] = {setup: [] for setup in setups}
     for setup in setups.values():
         setup(code)
     for _ in range(rounds):
         for which, setup in setups.items():
+            before = _cpu()
             seconds[which].append(_timed([partial(setup, code)] * each, workers)[0] / each)
-    for which, own in seconds.items():
-        more = [1e3 * (a - b) for a, b in zip(own, seconds["bare"], strict=True)]
-        rate = 1 / statistics.median(own)
-        alone, extra = workers == 1 and which != "bare", statistics.median(more)
-        found.rows.append({"programs": f"{name}, {which}", "a second": rate, "ms more": extra if alone else ""})
-        found.detail[f"{name}, {which}"] = {"seconds a program": spread(own)}
-        if alone and code == PROGRAMS["nothing"]:
-            title = f"ms of a start more than a bare subprocess, {which}"
-            found.figures.append(Figure(title, extra, None, rounds))
+            cpu[which].append((_cpu() - before) / each)
+    for which in setups:
+        median, used = statistics.median(seconds[which]), statistics.median(cpu[which])
+        found.rows.append({"programs": f"{name}, {which}", "a second": 1 / median, "CPU ms": 1e3 * used})
+        found.detail[f"{name}, {which}"] = {"seconds a program": spread(seconds[which]), "CPU": spread(cpu[which])}
+        if workers == 1 and code == PROGRAMS["nothing"] and which != "bare":
+            for what, own in (("ms", seconds), ("CPU ms", cpu)):
+                more = statistics.median(1e3 * (a - b) for a, b in zip(own[which], own["bare"], strict=True))
+                found.figures.append(Figure(f"{what} of a start above a bare subprocess, {which}", more, None, rounds))
     print(f"{name} done", flush=True)
 
 
@@ -131,7 +139,7 @@ def _endless(found: Findings, backend: Any, workers: int) -> None:
     if {r.outcome for r in results} != {"timeout"}:
         raise BenchError(f"{backend}: endless programs end with {', '.join(r.outcome for r in results)}")
     name = f"endless, {workers}, {backend}"
-    found.rows.append({"programs": name, "a second": count / seconds, "ms more": ""})
+    found.rows.append({"programs": name, "a second": count / seconds, "CPU ms": ""})
     found.detail[name] = {"seconds a program": spread([r.seconds for r in results])}
     late = max(r.seconds for r in results) - LIMIT
     found.figures.append(Figure(f"s past the limit of {LIMIT:g} s, most, {name}", late, 2.0, count, at_most=True))
@@ -150,7 +158,7 @@ def _humaneval(found: Findings, backend: Any, workers: int) -> None:
     assert verify is not None
     seconds, passed = _timed([partial(verify, row["solution"], row) for row in rows], workers)
     name = f"humaneval, {workers}, {backend}"
-    found.rows.append({"programs": name, "a second": len(rows) / seconds, "ms more": ""})
+    found.rows.append({"programs": name, "a second": len(rows) / seconds, "CPU ms": ""})
     found.detail[name] = {"solutions": len(rows), "passed": sum(passed), "seconds": seconds}
     found.figures.append(Figure(f"share of solutions that pass, {name}", sum(passed) / len(rows), 1.0, 1))
     print(f"{name}: {sum(passed)} of {len(rows)} in {seconds:.0f} s", flush=True)

@@ -76,6 +76,12 @@ def test_other_values_do_not_pass() -> None:
         ("def f(x):\n    while True: pass", "assert f(1) == 1", "timeout"),
         ("def f(x): return x", "while True: pass", "timeout"),
         ("def f(x): return bytearray(1 << 40)", "assert f(1)", "failed"),
+        ("def f(x): return type(exit).__name__", "assert f(1) == 'Quitter'", "passed"),
+        (
+            "import sys\ndef f(x): return sys.path[-1]",
+            "import sys\nassert f(1) == sys.path[-1]",
+            "passed",
+        ),
         ("def f(x): return x", "def check(g):\n    assert g(2) == 2\ncheck(f)", "passed"),
         (
             "def f(x): return x\ndef g(x): return f(x) + 1",

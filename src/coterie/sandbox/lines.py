@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import site
 import sys
 
 TYPE_CHECKING = False  # typing itself takes longer to import than most programs run
@@ -20,6 +21,13 @@ def take_pipes(*, errors: bool) -> tuple[TextIO, TextIO]:
         os.dup2(nothing, stream)
     sys.setrecursionlimit(5000)
     return source, out
+
+
+def libraries() -> None:
+    """Python starts without `site` here: what that brings, but for .pth files, which may import much. The folders of
+    packages are the arguments."""
+    sys.path += sys.argv[1:]
+    site.setquit()
 
 
 def read(path: str) -> str:

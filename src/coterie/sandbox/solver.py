@@ -32,6 +32,7 @@ def serve(source: TextIO, out: TextIO, code: str) -> None:
 
 
 if __name__ == "__main__":
+    lines.libraries()
     text = lines.read("solution.py")
     requests, channel = lines.take_pipes(errors=False)
     serve(requests, channel, text)

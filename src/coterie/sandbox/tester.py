@@ -80,6 +80,7 @@ def run(source: TextIO, out: TextIO, code: str) -> list[Any]:
 
 
 if __name__ == "__main__":
+    lines.libraries()
     text = lines.read("tests.py")
     answers, channel = lines.take_pipes(errors=True)
     lines.say(channel, "done " + values.dump(run(answers, channel, text)))

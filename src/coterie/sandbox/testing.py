@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import select
+import site
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from coterie.sandbox import values
-from coterie.sandbox.process import GRACE, Program
-from coterie.sandbox.sandbox import Sandbox, python
+from coterie.sandbox.process import GRACE, PYTHON, Program
+from coterie.sandbox.sandbox import Sandbox
 
 _HERE = Path(__file__).parent
+PACKAGES = site.getsitepackages([sys.base_prefix])
 _MESSAGE_LIMIT = 16 << 20
 """Bytes of one call or answer."""
 
@@ -55,7 +58,8 @@ class _Match:
 
     def start(self, script: str, name: str, text: str) -> Program:
         files = {name: text} | {file: (_HERE / file).read_text() for file in (script, "lines.py", "values.py")}
-        program = self.sandbox.start(python(script), files=files)
+        command = [PYTHON, "-E", "-s", "-S", "{folder}/" + script, *PACKAGES]  # see `lines.libraries`
+        program = self.sandbox.start(command, files=files)
         os.set_blocking(program.stdin.fileno(), False)
         self.programs.append(program)
         return program
