@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from coterie.api import start
+from coterie.cli.commands import fine_tune
 from coterie.cli.demo import RECIPES
 from coterie.environments.delegation import Delegation
 from coterie.environments.scripted import lines_of
@@ -117,6 +118,11 @@ def test_a_warm_start_teaches_all_but_who_is_frozen(tmp_path: Path) -> None:
     same = [all(map(torch.equal, a, b)) for a, b in zip(before, now, strict=True)]
     assert same == [False, False, True] and loss < 2.0
     assert accuracy(run.acting, run.task, run.settings, held_out=True, key=0) < 0.5  # right is as it was
+
+
+def test_sft_alone_gives_a_model_for_each(tmp_path: Path) -> None:
+    fine_tune(resolve(file=RECIPES / "delegation.yaml", overrides=SMALL), tmp_path / "out", quiet=True, as_json=True)
+    assert {p.parent.name for p in (tmp_path / "out").glob("*/model.safetensors")} == {"main", "left", "right"}
 
 
 def test_one_policy_may_be_all_of_them(tmp_path: Path) -> None:

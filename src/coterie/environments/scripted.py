@@ -66,7 +66,7 @@ def played_together(world: World, row: dict[str, Any], script: Script) -> list[P
                     _hear(own[-1].episode, step)
                     acts += [] if step.done else own[-1:]
                 elif step.done:  # it comes late
-                    for part in own:
+                    for part in (p for p in own if p.episode.rewards):
                         part.episode.rewards[-1] += float(step.reward)
                         part.episode.infos[-1] = {**part.episode.infos[-1], **step.info}
                 elif turn + 1 < world.turns:
