@@ -69,8 +69,8 @@ def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
         if run.task.script is not None:
             assert isinstance(run.policy, CausalLM)
             shown = [line for i in chosen for line in lines(i)]
-            prompts, completions, decided = ([line[k] for line in shown] for k in range(3))
-            loss = run.policy.sft_loss(prompts, completions, noise, decided)
+            prompts, completions = [p for p, _, _ in shown], [t for _, t, _ in shown]
+            loss = run.policy.sft_loss(prompts, completions, noise, [d for _, _, d in shown])
         else:
             assert run.task.reference is not None
             rows = [run.task.train[i] for i in chosen]
