@@ -194,8 +194,8 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, fi
     """Reward components by the task's and the user's functions and by the pairwise judge, their weighted sum, and the
     verifier's verdict; a score for each step where there is a process function.
 
-    The reward is NaN where no function gave a value, or the process function none. `first` is the place in the batch of
-    the rollouts' first group.
+    The reward is NaN where no function gave a value, or the process function none, or the episode failed. `first` is
+    the place in the batch of the rollouts' first group.
     """
     with clock.phase("score"):
         order = rollouts["groups"].tolist()
@@ -214,6 +214,9 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, fi
             scores.components[run.contest.judge.name] = _compare(run, run.contest, rollouts, step, round_, first)
         components = {k: torch.tensor(v, dtype=torch.float32) for k, v in scores.components.items()}
         new: dict[str, Any] = {"components": components, "rewards": _combine(components, run.reward_weights)}
+        if rollouts.episodes:  # whatever a function makes of what is left of a failed one
+            failed = torch.tensor([e.failed is not None for e in rollouts.episodes])
+            new["rewards"] = new["rewards"].masked_fill(failed, math.nan)
         if run.task.verify is not None or rollouts.episodes:
             known = components.get(run.task.verdict or "")
             new["correct"] = known > 0.5 if known is not None else verdicts(run.task, rollouts)

@@ -19,12 +19,9 @@ def earned(completions: list[Any], episode: list[Episode], **_: Any) -> list[flo
 
 
 def doomed(completions: list[Any], episode: list[Episode], **_: Any) -> list[float | None]:
-    """Which of the kinds would have befallen it, 0 for none; nothing where one has."""
-    named = [[info["doomed"] for info in e.infos if info.get("doomed")] for e in episode]
-    return [
-        None if given is None else float(KINDS.index(kinds[0]) + 1) if kinds else 0.0
-        for given, kinds in zip(earned(completions, episode), named, strict=True)
-    ]
+    """Which of the kinds would have befallen it, 0 for none."""
+    named = [[info["doomed"] for info in e.infos if info["doomed"]] for e in episode]
+    return [float(KINDS.index(kinds[0]) + 1) if kinds else 0.0 for kinds in named]
 
 
 @task()
@@ -33,5 +30,5 @@ def unreliable(*, fate: Literal["suffered", "spared", "told"] = "suffered") -> T
     rows = [{"prompt": f"{first}{goal}>", "goal": goal} for first in "12389" for goal in (0, 4)]
     timeout = 1.5 if fate == "suffered" else None
     world = World(functools.partial(Walk, fate), turns=3, turn_tokens=2, timeout=timeout, most_failed=1.0)
-    return Task("unreliable", rows, [], rewards=[WeightedReward(earned, "return"), WeightedReward(doomed, "doomed", 0)],
-                vocabulary="0123456789>-ab", world=world)  # fmt: skip
+    graders = [WeightedReward(earned, "return")] + [WeightedReward(doomed, "doomed", 0.0)] * (fate == "told")
+    return Task("unreliable", rows, [], rewards=graders, vocabulary="0123456789>-ab", world=world)
