@@ -13,6 +13,7 @@ from coterie.environments.scripted import line_of
 from coterie.errors import RecipeError
 from coterie.evaluator import accuracy
 from coterie.optim.master import optimize
+from coterie.policies.base import Part
 from coterie.policies.causal_lm import CausalLM
 from coterie.run import Run
 from coterie.streams import stream
@@ -37,7 +38,8 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
     for done in range(1, spec.steps + 1):
         loss = sft(done)
         if spec.stop_at is not None and done % spec.check_every == 0:
-            reached = accuracy(run.policy, run.task, run.settings, held_out=run.recorded is not None, key=done)
+            held_out = run.recorded is not None
+            reached = accuracy(run.policy, run.task, run.settings, run.workers, held_out=held_out, key=done)
             note(f"warm start {done}/{spec.steps}  loss {loss:.3f}  sampled accuracy {reached:.1%}")
             if reached >= spec.stop_at:
                 break
@@ -46,7 +48,9 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
 
 
 def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
-    """A function that takes SFT step number n and returns its loss."""
+    """A function that takes SFT step number n and returns its loss. Each of several workers has its share of the batch;
+    with dropout, noise of its own.
+    """
     parameters = run.policy.trainable_parameters()
     optimizer = optimize(parameters, lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0))
 
@@ -59,22 +63,31 @@ def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
     def step(number: int) -> float:
         rng = np.random.default_rng(stream(run.settings.seed, "sft", number))
         chosen = [int(i) for i in rng.integers(len(run.task.train), size=batch)]
+        share = run.workers.share(batch)
+        loss = share_of_loss(chosen[share], Part(share.start, total), stream(run.settings.seed, "sft-noise", number))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        run.workers.sum_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        run.policy.version += 1
+        return float(run.workers.sum(loss.detach()))
+
+    def total(count: int) -> int:
+        return int(run.workers.sum(torch.tensor(count)))
+
+    def share_of_loss(chosen: list[int], part: Part, noise: int) -> torch.Tensor:
+        if not chosen:  # fewer examples than workers
+            part.total(0)
+            return torch.zeros((), requires_grad=True)
         rows = [run.task.train[i] for i in chosen]
         prompts = [run.policy.encode(r["prompt"]) for r in rows]
-        noise = stream(run.settings.seed, "sft-noise", number)
         if run.task.script is not None:
             assert isinstance(run.policy, CausalLM)  # only it plays in worlds
             lines = [line(i) for i in chosen]
-            loss = run.policy.sft_loss(prompts, [t for t, _ in lines], noise, [d for _, d in lines])
-        else:
-            assert run.task.reference is not None
-            completions = [run.policy.encode_completion(run.task.reference(r)) for r in rows]
-            loss = run.policy.sft_loss(prompts, completions, noise)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.policy.trainable_parameters(), 1.0)
-        optimizer.step()
-        run.policy.version += 1
-        return float(loss.detach())
+            return run.policy.sft_loss(prompts, [t for t, _ in lines], noise, part, [d for _, d in lines])
+        assert run.task.reference is not None
+        completions = [run.policy.encode_completion(run.task.reference(r)) for r in rows]
+        return run.policy.sft_loss(prompts, completions, noise, part=part)
 
     return step

@@ -64,10 +64,23 @@ def same(a: Path, b: Path, steps: int = 3) -> None:
     ("method", "count", "more"),
     [
         ("grpo+kl", 2, ["update.minibatches=2", "warm_start.steps=2"]),
-        ("grpo", 4, ["draw.prompts=3", "update.tokens_per_microbatch=32"]),
+        # fewer examples than workers, and fewer problems
+        (
+            "grpo",
+            4,
+            [
+                "draw.prompts=3",
+                "update.tokens_per_microbatch=32",
+                "warm_start.steps=3",
+                "warm_start.batch=3",
+                "warm_start.stop_at=1.0",
+                "warm_start.check_every=1",
+                "evaluation.prompts=3",
+            ],
+        ),
         ("reinforce++", 2, []),
         ("dapo", 2, ["selection.filters.dynamic_sampling.metric=rewards", "rollout.group_size=2"]),
-        ("flow-grpo", 2, FLOW),
+        ("flow-grpo", 2, [*FLOW, "warm_start.steps=2", "warm_start.batch=5"]),
         pytest.param("grpo", 2, WORLD, marks=pytest.mark.cluster),
     ],
 )
