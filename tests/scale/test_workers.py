@@ -122,7 +122,19 @@ def worker_of(parent: int) -> int:
 def begun(tmp_path: Path) -> tuple[subprocess.Popen[str], Path]:
     """A long run on two processes that has passed its first steps."""
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "coterie", "train", *TINY, "steps=100000", *workers(2), "-q", "-o", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "coterie",
+        "train",
+        *TINY,
+        "steps=100000",
+        *workers(2),
+        "scale.restarts=0",
+        "-q",
+        "-o",
+        str(run),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
     until = time.monotonic() + 200
     while not (run / "checkpoints/step-000002").exists():
