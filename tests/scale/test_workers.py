@@ -31,7 +31,7 @@ TOLERANCE = 2e-5
 FLOW = ["task=ring", "model={flow: {layers: 1, width: 8, heads: 2}}", "rollout.max_tokens=64", "denoise.steps=4"]
 WORLD = [
     "task={guess-number: {turns: 2, largest: 99, train: 20, held_out: 8}}",
-    "warm_start.steps=60",
+    "warm_start.steps=30",
     "warm_start.lr=1e-2",
     "rollout.max_tokens=12",
 ]
