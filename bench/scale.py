@@ -9,6 +9,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ RECIPE = [
     "evaluation.prompts=16", "checkpoint.every=0", "log.rollouts_every=0", "optimizer.lr=1e-6",
 ]  # fmt: skip
 RAY = ["scale.engine=ray", "scale.cpus=0.1"]
+FIRST = 4
+"""Times that weights are sent before it counts: until then each process touches memory that is new to it."""
+PAUSE = 2.0
+"""Seconds between two of them, as in a run: Ray frees memory about once a second."""
 WARM = 3
 """First steps that are left out."""
 SETTINGS = {
@@ -42,8 +48,10 @@ def run(options: Any) -> Findings:
         import ray
     except ImportError:
         return Findings(skipped="ray is not installed")
+    from coterie.scale.cluster import start_here
+
     found, steps, runs = Findings(), 8 if options.quick else 20, options.runs_or(3, 1)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    start_here(ray, num_cpus=2)
     try:
         names = [name for name in SETTINGS if options.wants(name) and (name in BARE or not options.quick)]
         made: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -56,6 +64,8 @@ def run(options: Any) -> Findings:
         _figures(found, made, runs)
         if options.wants("weights"):
             _weights(found, ray, 256, 5)
+        if options.wants("ceiling"):
+            _ceiling(found, 5 if options.quick else 10)
     finally:
         ray.shutdown()
     found.notes.append("seconds a step and decisions a second of whole runs, start and first steps left out")
@@ -97,29 +107,69 @@ def _train(settings: list[str], steps: int) -> dict[str, float]:
     }
 
 
+def _ceiling(found: Findings, steps: int) -> None:
+    """What running ahead could gain with a core for each of trainer and worker: from the processor's time of a step's
+    parts in one process, which other work on the machine does not lengthen.
+    """
+    import torch
+
+    from coterie import loop
+    from coterie.clock import Clock
+    from coterie.collect import complete
+    from coterie.recipe import resolve
+    from coterie.run import build
+
+    run = build(resolve(method="grpo", overrides=RECIPE))
+    run.started, prompts = True, run.settings.draw.prompts
+    parts: dict[str, list[float]] = {"generate": [], "generate as two jobs": [], "learn": []}
+
+    def spent(name: str, *calls: Callable[[], Any]) -> None:
+        began = time.process_time()
+        for call in calls:
+            call()
+        parts[name].append(time.process_time() - began)
+
+    def job(step: int, first: int, count: int) -> Callable[[], Any]:
+        numbers = range(first, first + count)
+        return lambda: complete(run, list(numbers), [(step, 0, n) for n in numbers], step)
+
+    for step in range(steps + WARM):
+        with torch.no_grad():
+            spent("generate", job(step, 0, prompts))
+            spent("generate as two jobs", job(step, 0, prompts // 2), job(step, prompts // 2, prompts // 2))
+        loop.prepare(run, step, Clock())
+        spent("learn", partial(loop.learn, run, step, Clock()))
+    seconds = {name: statistics.median(values[WARM:]) for name, values in parts.items()}
+    made, learned = seconds["generate"], seconds["learn"]
+    gain = (made + learned) / max(made, learned)
+    found.figures.append(Figure("the most that running ahead can gain on two free cores", gain, None, steps))
+    found.detail["processor seconds of a step"] = seconds
+
+
 def _weights(found: Findings, ray: Any, megabytes: int, runs: int) -> None:
     """GB/s of weights from one process to another: packed, summed, put in shared memory, copied in place, checked."""
     import torch
 
-    from coterie.scale.weights import digest, pack
+    from coterie.scale.weights import Packer
 
     state = {f"w{i}": torch.randn(1024, 1024) for i in range(megabytes // 4)}
     size = sum(t.numel() * t.element_size() for t in state.values()) / 1e9
     holder = ray.remote(_Holder).options(num_cpus=0.1).remote(megabytes // 4)
-    parts: dict[str, list[float]] = {"pack and sum": [], "put": [], "copy and check": [], "all": []}
-    for _ in range(runs + 1):
+    parts: dict[str, list[float]] = {"sum and put": [], "copy and check": [], "all": []}
+    packer = Packer()
+    for _ in range(runs + FIRST):
+        kept: list[Any] = []
+        time.sleep(PAUSE)
         began = time.perf_counter()
-        buckets = list(pack(state))
-        expected = digest(state)
-        packed = time.perf_counter()
-        kept = [ray.put(bucket) for bucket in buckets]
+        kept = [ray.put(bucket) for bucket in packer.pack(state)]
         put = time.perf_counter()
-        if ray.get(holder.load.remote(*kept)) != expected:
+        if ray.get(holder.load.remote(*kept)) != packer.digest:
             raise BenchError("the weights did not arrive as they were sent")
         done = time.perf_counter()
-        for name, value in zip(parts, (packed - began, put - packed, done - put, done - began), strict=True):
+        for name, value in zip(parts, (put - began, done - put, done - began), strict=True):
             parts[name].append(size / value)
-    parts = {name: values[1:] for name, values in parts.items()}  # the first one makes the memory
+    found.detail["first weights, GB/s"] = parts["all"][:FIRST]
+    parts = {name: values[FIRST:] for name, values in parts.items()}
     found.figures.append(Figure("weight sync, GB/s", statistics.median(parts["all"]), None, runs))
     found.detail["weights"] = {"gigabytes": size, "GB/s": {name: spread(values) for name, values in parts.items()}}
 
@@ -134,7 +184,6 @@ class _Holder:
         self.state = {f"w{i}": torch.zeros(1024, 1024) for i in range(count)}
 
     def load(self, *buckets: Any) -> int:
-        from coterie.scale.weights import digest, unpack
+        from coterie.scale.weights import unpack
 
-        unpack(buckets, self.state)
-        return digest(self.state)
+        return unpack(buckets, self.state)

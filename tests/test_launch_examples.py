@@ -24,9 +24,9 @@ YAML_RULES = "{extends: default, rules: {line-length: {max: 120}, document-start
 
 
 def recipe_of(words: list[str]) -> dict:
-    """The scale settings that `coterie train RECIPE --out RUN key=value …` asks for."""
-    assert words[:1] == ["train"] and words[2] == "--out", words
-    return resolve(overrides=["task=sort", *words[4:]]).settings.scale.model_dump()
+    """The scale settings that `coterie train RECIPE --out RUN --resume key=value …` asks for."""
+    assert words[:1] == ["train"] and (words[2], words[4]) == ("--out", "--resume"), words
+    return resolve(overrides=["task=sort", *words[5:]]).settings.scale.model_dump()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)

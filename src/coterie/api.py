@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import ndiff
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,22 +68,53 @@ def train(
     return start(resolved, out, quiet=quiet)
 
 
-def start(recipe: Recipe, out: str | Path | None = None, *, quiet: bool = False) -> Result:
-    """Make a run directory for a recipe and run it."""
+def start(recipe: Recipe, out: str | Path | None = None, *, quiet: bool = False, or_resume: bool = False) -> Result:
+    """Make a run directory for a recipe and run it. With `or_resume`, go on with the run at `out` where there is one.
+
+    Raises RunError where that run has another recipe.
+    """
     from coterie.observe.run_dir import RunDir
     from coterie.run import build, use_threads
-    from coterie.scale import join, team
+    from coterie.scale import join, with_team
 
     use_threads(recipe)
-    with team(recipe) as workers:
+    directory = _begun(recipe, out) if or_resume else None
+
+    def take_part(workers: Alone) -> Result:
+        nonlocal directory
         if workers.rank:
             return _follow(recipe, workers)
+        if directory is not None:
+            with directory.locked():
+                return _resume(directory, recipe, workers, quiet)
         run = join(build(recipe, workers=workers), workers)
         directory = RunDir.create(
             out, task=run.task.name, method=recipe.method, recipe=recipe.to_yaml(), seed=recipe.settings.seed
         )
         with directory.locked():
             return _drive(directory, run, quiet)
+
+    return with_team(recipe, take_part)
+
+
+def _begun(recipe: Recipe, out: str | Path | None) -> RunDir | None:
+    """The run of this recipe at `out`, None if it is still to begin."""
+    from coterie.observe.run_dir import RunDir
+
+    if out is None:
+        raise RunError("which run is to go on?", hint="name its directory: --out RUN")
+    directory = RunDir(out)
+    if not directory.recipe.is_file():
+        return None
+    before, now = directory.recipe.read_text(encoding="utf-8").splitlines(), recipe.to_yaml().splitlines()
+    other = [line.strip() for line in ndiff(before, now) if line[:1] in "-+"]
+    if other:
+        raise RunError(
+            f"the run was begun with another recipe: {other[0]}",
+            where=str(directory.path),
+            hint=f"`coterie resume {directory.path}` goes on with its own; or name another directory",
+        )
+    return directory
 
 
 def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None, workers: int | None = None) -> Result:
@@ -93,7 +125,7 @@ def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None, w
     """
     from coterie.observe.run_dir import RunDir
     from coterie.run import use_threads
-    from coterie.scale import team
+    from coterie.scale import with_team
 
     directory = RunDir.open(path)
     directory.check_recipe()
@@ -102,11 +134,17 @@ def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None, w
         overrides.append(f"scale.train_workers={workers}")
     recipe = resolve(file=directory.recipe, overrides=[*overrides, *_engine(directory, workers)])
     use_threads(recipe)
-    with team(recipe) as crew:
-        if crew.rank:
-            return _follow(recipe, crew)
+    begun = False
+
+    def take_part(workers: Alone) -> Result:
+        nonlocal begun
+        if workers.rank:
+            return _follow(recipe, workers)
+        again, begun = begun, True
         with directory.locked():
-            return _resume(directory, recipe, crew, quiet, rewrite=bool(overrides))
+            return _resume(directory, recipe, workers, quiet, rewrite=bool(overrides), must_do=not again)
+
+    return with_team(recipe, take_part)
 
 
 def _engine(directory: RunDir, workers: int | None) -> list[str]:
@@ -116,7 +154,10 @@ def _engine(directory: RunDir, workers: int | None) -> list[str]:
     return ["scale.engine=torchrun"]
 
 
-def _resume(directory: RunDir, recipe: Recipe, crew: Alone, quiet: bool, rewrite: bool) -> Result:
+def _resume(
+    directory: RunDir, recipe: Recipe, crew: Alone, quiet: bool, rewrite: bool = False, must_do: bool = False
+) -> Result:
+    """Go on from the last checkpoint. `must_do`: it is an error if nothing is left to do."""
     from coterie.observe.metrics import MetricsLog
     from coterie.run import build
     from coterie.scale import join
@@ -125,7 +166,7 @@ def _resume(directory: RunDir, recipe: Recipe, crew: Alone, quiet: bool, rewrite
     damaged = store.clean()
     latest = store.latest()
     run = build(recipe, latest, workers=crew)
-    if run.step >= recipe.settings.steps:
+    if must_do and run.step >= recipe.settings.steps:
         raise RunError(
             f"nothing to do: all {recipe.settings.steps} steps are done",
             where=str(directory.path),

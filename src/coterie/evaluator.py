@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,42 +20,46 @@ from coterie.sampling import probe
 from coterie.sections import Settings
 from coterie.streams import stream
 from coterie.tasks.base import Task
+from coterie.workers import Alone
 
 WAVE = 512
 """Rows sampled at a time, so that memory does not grow with the size of the evaluation."""
 
 
-def evaluate(policy: Policy | Mapping[str, Policy], task: Task, settings: Settings) -> dict[str, float]:
-    """{"eval/…"}: avg@k, pass@k, maj@k and length with bootstrap intervals; greedy accuracy beside it.
+def evaluate(
+    policy: Policy | Mapping[str, Policy], task: Task, settings: Settings, workers: Alone | None = None
+) -> dict[str, float]:
+    """{"eval/…"}: avg@k, pass@k, maj@k and length with bootstrap intervals; greedy accuracy beside it. Each of several
+    workers completes and verifies its share of the prompts, and all have the numbers.
 
     In a world of several agents, of whom one policy may be all: accuracy and reward of each, "agent/NAME/eval/…".
     """
     if not task.judges or len(task.held_out) == 0:
         return {}
     if task.world is not None and task.world.agents:
-        return _evaluate_together(_by_agent(policy, task.world), task, task.world, settings)
+        return _evaluate_together(_by_agent(policy, task.world), task, task.world, settings, workers or Alone())
     assert not isinstance(policy, Mapping)
     spec, r = settings.evaluation, settings.rollout
     rows = [task.held_out[i] for i in range(min(spec.prompts, len(task.held_out)))]
-    rollouts = complete(policy, rows, held_out_spec(settings, task), spec.samples, settings.seed, "eval", task.world)
-    k = spec.samples
-    correct = verdicts(task, rollouts).view(len(rows), k)
-    given = [task.answer(text) for text in rollouts.texts] if task.answer is not None else rollouts.texts
-    votes = task.latent is None or task.answer is not None  # samples that are no text are never alike
-    answers = [given[i * k : (i + 1) * k] for i in range(len(rows))] if votes else None
+    workers, k = workers or Alone(), spec.samples
+    made = _outcomes(workers, policy, task, rows, held_out_spec(settings, task), k, settings.seed, "eval")
+
+    def table(values: list[Any]) -> list[list[Any]]:
+        return [values[i * k : (i + 1) * k] for i in range(len(rows))]
+
     out = summarise(
-        correct.numpy(),
-        rollouts["lengths"].cpu().view(len(rows), k).numpy(),
-        answers=answers,
-        truncated=rollouts["truncated"].cpu().view(len(rows), k).numpy(),
+        table(made.correct),
+        table(made.lengths),
+        answers=table(made.answers) if made.answers else None,
+        truncated=table(made.truncated),
         ks=sorted({1, k}),
     )
-    if rollouts.episodes:
-        out["eval/failed_share"] = sum(e.failed is not None for e in rollouts.episodes) / len(rollouts)
+    if made.failed:
+        out["eval/failed_share"] = sum(made.failed) / len(made.failed)
     if spec.greedy and task.latent is None:
         argmax = Sampling(0.0, max_tokens=r.max_tokens, stop=tuple(r.stop))
-        greedy = complete(policy, rows, argmax, 1, 0, "greedy", task.world)
-        out["eval/greedy"] = float(verdicts(task, greedy).float().mean())
+        greedy = _outcomes(workers, policy, task, rows, argmax, 1, 0, "greedy").correct
+        out["eval/greedy"] = sum(greedy) / len(greedy)
     return out
 
 
@@ -62,27 +67,79 @@ def _by_agent(policy: Policy | Mapping[str, Policy], world: World) -> Mapping[st
     return policy if isinstance(policy, Mapping) else dict.fromkeys(world.agents, policy)
 
 
+@dataclass
+class _Outcomes:
+    """What is measured of completions, in the order of their prompts."""
+
+    correct: list[bool] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    truncated: list[bool] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    """Empty where samples are never alike."""
+    failed: list[bool] = field(default_factory=list)
+    """Whether the world broke down; empty outside of one."""
+
+
+def _outcomes(
+    workers: Alone,
+    policy: Policy,
+    task: Task,
+    rows: Sequence[dict[str, Any]],
+    sampling: Sampling,
+    samples: int,
+    seed: int,
+    purpose: str,
+) -> _Outcomes:
+    """Complete every row's prompt and verify, each worker its share."""
+    share = workers.share(len(rows))
+    own = _Outcomes()
+    if mine := rows[share]:
+        made = complete(policy, mine, sampling, samples, seed, purpose, task.world, share.start)
+        own.correct = verdicts(task, made).tolist()
+        own.lengths, own.truncated = made["lengths"].tolist(), made["truncated"].tolist()
+        if task.answer is not None:
+            own.answers = [task.answer(text) for text in made.texts]
+        elif task.latent is None:  # samples that are no text are never alike
+            own.answers = made.texts
+        own.failed = [e.failed is not None for e in made.episodes]
+    parts = [asdict(part) for part in workers.together(own)]
+    return _Outcomes(**{name: [value for part in parts for value in part[name]] for name in parts[0]})
+
+
 def _evaluate_together(
-    policies: Mapping[str, Policy], task: Task, world: World, settings: Settings
+    policies: Mapping[str, Policy], task: Task, world: World, settings: Settings, workers: Alone
 ) -> dict[str, float]:
     spec, r = settings.evaluation, settings.rollout
     rows = [(task.held_out[i], -1) for i in range(min(spec.prompts, len(task.held_out)))]
     argmax = Sampling(0.0, max_tokens=r.max_tokens, stop=tuple(r.stop))
     ways = [("", held_out_spec(settings, task), spec.samples)] + ([("greedy_", argmax, 1)] if spec.greedy else [])
+    share = workers.share(len(rows))
     out: dict[str, float] = {}
     for prefix, sampling, samples in ways:
-        seeds = [[stream(settings.seed, "eval", i, k) for k in range(samples)] for i in range(len(rows))]
-        prompts = {name: prompts_for(policy, name, rows) for name, policy in policies.items()}
-        for name, table in play_together(policies, prompts, seeds, sampling, world).items():
-            sound = [e for e in table.episodes if e.failed is None]
+        own: dict[str, list[tuple[bool, float]]] = {name: [] for name in policies}
+        if mine := rows[share]:
+            places = range(share.start, share.start + len(mine))
+            seeds = [[stream(settings.seed, "eval", i, k) for k in range(samples)] for i in places]
+            prompts = {name: prompts_for(policy, name, mine) for name, policy in policies.items()}
+            for name, table in play_together(policies, prompts, seeds, sampling, world).items():
+                own[name] = [(e.success, e.total) for e in table.episodes if e.failed is None]
+        everyone = workers.together(own)
+        for name in policies:
+            sound = [episode for part in everyone for episode in part[name]]
             if sound:
-                out[f"agent/{name}/eval/{prefix}accuracy"] = sum(e.success for e in sound) / len(sound)
-                out[f"agent/{name}/eval/{prefix}reward"] = sum(e.total for e in sound) / len(sound)
+                out[f"agent/{name}/eval/{prefix}accuracy"] = sum(success for success, _ in sound) / len(sound)
+                out[f"agent/{name}/eval/{prefix}reward"] = sum(total for _, total in sound) / len(sound)
     return out
 
 
 def accuracy(
-    policy: Policy | Mapping[str, Policy], task: Task, settings: Settings, *, held_out: bool, key: int
+    policy: Policy | Mapping[str, Policy],
+    task: Task,
+    settings: Settings,
+    workers: Alone | None = None,
+    *,
+    held_out: bool,
+    key: int,
 ) -> float:
     """Sampled accuracy on a few problems, one completion each, at the rollouts' temperature. Of several agents it is
     the lowest, 0 for one that did not act."""
@@ -96,8 +153,9 @@ def accuracy(
         shares = {name: float(verdicts(task, table).float().mean()) for name, table in tables.items()}
         return min(shares.get(name, 0.0) for name in task.world.agents)
     assert not isinstance(policy, Mapping)
-    made = complete(policy, rows, probe(settings, task), 1, settings.seed, f"probe{key}", task.world)
-    return float(verdicts(task, made).float().mean())
+    spec = probe(settings, task)
+    correct = _outcomes(workers or Alone(), policy, task, rows, spec, 1, settings.seed, f"probe{key}").correct
+    return sum(correct) / len(correct)
 
 
 def complete(
@@ -108,14 +166,17 @@ def complete(
     seed: int,
     purpose: str,
     world: World | None = None,
+    first: int = 0,
 ) -> Rollouts:
-    """`samples` completions (episodes, in a world) of every row's prompt, seeds keyed by purpose, row and sample."""
+    """`samples` completions (episodes, in a world) of every row's prompt, seeds keyed by purpose, row and sample. The
+    rows are counted from `first`.
+    """
     parts = []
     per_wave = max(WAVE // samples, 1)
     for start in range(0, len(rows), per_wave):
         some = rows[start : start + per_wave]
         prompts = [Prompt(policy.encode(row["prompt"]), row) for row in some]
-        seeds = [[stream(seed, purpose, start + i, k) for k in range(samples)] for i in range(len(some))]
+        seeds = [[stream(seed, purpose, first + start + i, k) for k in range(samples)] for i in range(len(some))]
         if world is None:
             parts.append(policy.rollout(prompts, seeds, sampling))
         else:

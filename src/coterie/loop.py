@@ -33,7 +33,7 @@ def train(run: Run, reporter: Reporter) -> None:
             together(run)
         if due(run.step, run.settings.evaluation.every, run.settings.steps):
             with clock.phase("eval"):
-                run.metrics |= evaluate(run.acting, run.task, run.settings)
+                run.metrics |= evaluate(run.acting, run.task, run.settings, run.workers)
         reporter.step(run, run.batch, clock)
         stopping = run.workers.any(reporter.stopping)
         if due(run.step, run.settings.checkpoint.every, run.settings.steps) or stopping:
@@ -95,7 +95,7 @@ def begin(run: Run, reporter: Reporter) -> None:
         if wanted(agent.recipe, "teacher"):
             agent.teacher()  # what cannot be loaded is said now
     with clock.phase("eval"):
-        run.metrics |= evaluate(run.acting, run.task, run.settings)
+        run.metrics |= evaluate(run.acting, run.task, run.settings, run.workers)
     reporter.step(run, None, clock)
     reporter.checkpoint(run)
 

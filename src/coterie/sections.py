@@ -211,6 +211,14 @@ class Scale(Section):
         "go on while the trainer learns",
     )
     timeout: float = Field(1800.0, gt=0, description="seconds after which a Ray worker that is silent is replaced")
+    slow: float = Field(
+        10.0,
+        gt=1,
+        description="a Ray worker that is at a new job for so many times the median, and a minute, is replaced",
+    )
+    restarts: int = Field(
+        3, ge=0, description="times at most that trainers begin anew from the last checkpoint because one has died"
+    )
     cpus: float = Field(1.0, gt=0, description="CPUs that Ray keeps for each worker")
     shard: bool = Field(
         False,
@@ -226,6 +234,8 @@ class Scale(Section):
         for name in ("rollout_workers", "reward_workers", "max_staleness"):
             if getattr(self, name) != type(self).model_fields[name].default and self.engine != "ray":
                 raise ValueError(f"scale.{name} is of scale.engine=ray")
+        if self.restarts != type(self).model_fields["restarts"].default and self.engine is None:
+            raise ValueError("scale.restarts is of several trainers: scale.engine=torchrun")
         if self.offload and not self.shard:
             raise ValueError("scale.offload is of what scale.shard=true spreads")
         return self

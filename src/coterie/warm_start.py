@@ -13,6 +13,7 @@ from coterie.environments.scripted import line_of, lines_of
 from coterie.errors import RecipeError
 from coterie.evaluator import accuracy
 from coterie.optim.master import optimize
+from coterie.policies.base import Part
 from coterie.policies.causal_lm import CausalLM
 from coterie.run import Run
 from coterie.streams import stream
@@ -38,7 +39,8 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
     for done in range(1, spec.steps + 1):
         loss = sum(sft(done) for sft in students) / len(students)
         if spec.stop_at is not None and done % spec.check_every == 0:
-            reached = accuracy(run.acting, run.task, run.settings, held_out=run.recorded is not None, key=done)
+            held_out = run.recorded is not None
+            reached = accuracy(run.acting, run.task, run.settings, run.workers, held_out=held_out, key=done)
             note(f"warm start {done}/{spec.steps}  loss {loss:.3f}  sampled accuracy {reached:.1%}")
             if reached >= spec.stop_at:
                 break
@@ -47,7 +49,9 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
 
 
 def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
-    """A function that takes SFT step number n and returns its loss."""
+    """A function that takes SFT step number n and returns its loss. Each of several workers has its share of the batch;
+    with dropout, noise of its own.
+    """
     parameters = run.policy.trainable_parameters()
     optimizer = optimize(parameters, lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.0))
 
@@ -65,23 +69,32 @@ def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
     def step(number: int) -> float:
         rng = np.random.default_rng(stream(run.settings.seed, "sft", number))
         chosen = [int(i) for i in rng.integers(len(run.task.train), size=batch)]
-        noise = stream(run.settings.seed, "sft-noise", number)
-        if run.task.script is not None:
-            assert isinstance(run.policy, CausalLM)
-            shown = [line for i in chosen for line in lines(i)]
-            prompts, completions = [p for p, _, _ in shown], [t for _, t, _ in shown]
-            loss = run.policy.sft_loss(prompts, completions, noise, [d for _, _, d in shown])
-        else:
-            assert run.task.reference is not None
-            rows = [run.task.train[i] for i in chosen]
-            prompts = [run.policy.encode(r["prompt"]) for r in rows]
-            completions = [run.policy.encode_completion(run.task.reference(r)) for r in rows]
-            loss = run.policy.sft_loss(prompts, completions, noise)
+        share = run.workers.share(batch)
+        loss = share_of_loss(chosen[share], Part(share.start, total), stream(run.settings.seed, "sft-noise", number))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.policy.trainable_parameters(), 1.0)
+        run.workers.sum_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         run.policy.version += 1
-        return float(loss.detach())
+        return float(run.workers.sum(loss.detach()))
+
+    def total(count: int) -> int:
+        return int(run.workers.sum(torch.tensor(count)))
+
+    def share_of_loss(chosen: list[int], part: Part, noise: int) -> torch.Tensor:
+        if not chosen:  # fewer examples than workers
+            part.total(0)
+            return torch.zeros((), requires_grad=True)
+        if run.task.script is not None:
+            assert isinstance(run.policy, CausalLM)  # only it plays in worlds
+            shown = [line for i in chosen for line in lines(i)]
+            prompts, tokens = [p for p, _, _ in shown], [t for _, t, _ in shown]
+            return run.policy.sft_loss(prompts, tokens, noise, part, [d for _, _, d in shown])
+        assert run.task.reference is not None
+        rows = [run.task.train[i] for i in chosen]
+        prompts = [run.policy.encode(r["prompt"]) for r in rows]
+        completions = [run.policy.encode_completion(run.task.reference(r)) for r in rows]
+        return run.policy.sft_loss(prompts, completions, noise, part=part)
 
     return step

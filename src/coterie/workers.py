@@ -37,6 +37,8 @@ class Alone:
 
     rank = 0
     size = 1
+    restarts = 0
+    """Times that processes which trained have died, and others went on from the last checkpoint."""
     cluster: Any = None
     """Other workers, that roll out and grade; only the first process of a team has them."""
 

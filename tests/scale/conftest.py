@@ -11,6 +11,8 @@ import pytest
 def cluster() -> Iterator[str]:
     """The address of a local cluster that says it has two CPUs."""
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    from coterie.scale.cluster import start_here
+
+    start_here(ray, num_cpus=2)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +21,8 @@ from test_workers import TINY, same
 from coterie.api import resume, start
 from coterie.errors import RecipeError, RewardError
 from coterie.recipe import resolve
+from coterie.scale import pool
+from coterie.sections import Scale
 
 RAY = ["scale.engine=ray", "scale.cpus=0.1"]
 EVERY = ["log.rollouts_every=1"]
@@ -105,6 +110,59 @@ def test_as_one_process_through_deaths_and_hangs(cluster: str, tmp_path: Path) -
     assert tickets(run.path) == tickets(one.path) == list(range(12))
 
 
+SLOW = """
+from coterie.pieces import strategy
+from coterie.rollout.strategies.plain import plain
+
+
+@strategy()
+def stuck(policy, prompts, seeds, sampling, entropy, step, ended=None, world=None):
+    if step == 2 and once("slow"):
+        time.sleep(3600)
+    return plain(policy, prompts, seeds, sampling, entropy, ended, world)
+"""
+
+
+@pytest.mark.cluster
+def test_a_worker_that_is_slower_than_others_is_replaced(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before it is silent for `scale.timeout`: half an hour."""
+    monkeypatch.setattr(pool, "SOON", 2.0)
+    monkeypatch.setattr(pool, "KNOWN", 4)
+    (tmp_path / "stuck.py").write_text(ONCE + SLOW)
+    tiny = [*TINY, *EVERY, f"rollout.strategy={tmp_path}/stuck.py:stuck"]
+    (tmp_path / "slow").touch()
+    one = start(resolve(overrides=tiny), tmp_path / "one", quiet=True)
+    (tmp_path / "slow").unlink()
+    run = start(resolve(overrides=[*tiny, *RAY, "scale.rollout_workers=2"]), tmp_path / "run", quiet=True)
+    assert (tmp_path / "slow").exists()
+    assert [row.pop("workers/replaced", None) for row in run.metrics] == [None, None, None, 1.0]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run.metrics))
+    same(one.path, run.path)
+    assert tickets(run.path) == tickets(one.path) == list(range(12))
+
+
+def test_how_long_a_worker_may_take() -> None:
+    """Only a job that is new to all is measured by the others, and none when little is known."""
+    watched: Any = object.__new__(pool.Pool)
+    watched.scale = Scale(engine="ray", timeout=1000.0, slow=5.0)
+    watched.took = {"roll": deque([20.0] * (pool.KNOWN - 1))}
+    watched.tries = {3: 2}
+    actor: Any = SimpleNamespace(kind="roll")
+
+    def limit(job: int | None) -> float:
+        return watched._limit(pool._Task(actor, 0.0, None if job is None else SimpleNamespace(number=job)))
+
+    assert limit(1) == 1000.0
+    watched.took["roll"].append(900.0)
+    assert (limit(None), limit(1), limit(3)) == (1000.0, 100.0, 1000.0)
+    watched.took["roll"] = deque([0.1] * pool.KNOWN)
+    assert limit(1) == pool.SOON
+    watched.took["roll"] = deque([600.0] * pool.KNOWN)
+    assert limit(1) == 1000.0
+
+
 def begun(cluster: str, run: Path, *more: str) -> subprocess.Popen[str]:
     """A long run of another driver that has passed its first steps."""
     recipe = [*TINY, *EVERY, *RAY, *more, "steps=100000"]
@@ -135,7 +193,8 @@ def titled(title: str) -> int:
 def test_what_ends_the_run_leaves_a_checkpoint(victim: str, cluster: str, tmp_path: Path) -> None:
     """Ahead of the trainer, with groups under way: after resuming, none is lost and none is trained on twice."""
     run = tmp_path / "run"
-    process = begun(cluster, run, "scale.max_staleness=2", f"scale.train_workers={1 if victim == 'driver' else 2}")
+    trainers = f"scale.train_workers={1 if victim == 'driver' else 2}"
+    process = begun(cluster, run, "scale.max_staleness=2", "scale.restarts=0", trainers)
     if victim == "driver":
         process.kill()
         process.communicate(timeout=60)

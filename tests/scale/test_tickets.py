@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coterie.scale import weights
 from coterie.scale.tickets import Ledger, Ticket
-from coterie.scale.weights import digest, pack, unpack
+from coterie.scale.weights import Packer, unpack
 
 
 @given(st.integers(1, 5), st.integers(0, 4), st.integers(0, 3), st.integers(0, 2**16))
@@ -60,20 +61,26 @@ def test_a_group_that_is_late_goes_before_one_that_is_ready() -> None:
     assert not ledger.may_take(2, 1, 1)  # ticket 0 has to come now
 
 
+@pytest.mark.parametrize("large", [1, 40, 2**20])
 @pytest.mark.parametrize("size", [1, 64, 2**20])
-def test_weights_arrive_as_they_were(size: int) -> None:
+def test_weights_arrive_as_they_were(size: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "LARGE", large)
     torch.manual_seed(0)
     state = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.randn(()), "d": torch.randn(4, 4).t()}
-    buckets = list(pack(state, size))
-    assert len(buckets) > 1 or size > 200
-    for bucket in buckets:
-        bucket.flags.writeable = False  # as from shared memory
     other = {name: torch.zeros_like(value) for name, value in state.items()}
-    unpack(buckets, other)
-    for name in state:
-        assert torch.equal(state[name], other[name])
-    assert digest(other) == digest(state)
-    other["b"][3] += 1
-    assert digest(other) != digest(state)
+    packer = Packer(size)
+    for change in range(3):  # the bucket is used again
+        state["b"][change] += 1
+        buckets = [bucket.copy() for bucket in packer.pack(state)]
+        assert (len(buckets) == 1) == (size == large == 2**20)
+        for bucket in buckets:
+            bucket.flags.writeable = False  # as from shared memory
+        assert unpack(buckets, other) == packer.digest
+        for name in state:
+            assert torch.equal(state[name], other[name])
+    buckets[-1] = buckets[-1].copy()
+    buckets[-1][0] ^= 1
+    assert unpack(buckets, other) != packer.digest
+    assert sum(not torch.equal(state[name], other[name]) for name in state) == 1
     with pytest.raises(ValueError, match="missing"):
         unpack([np.zeros(0, np.uint8)], other)

@@ -31,7 +31,7 @@ TOLERANCE = 2e-5
 FLOW = ["task=ring", "model={flow: {layers: 1, width: 8, heads: 2}}", "rollout.max_tokens=64", "denoise.steps=4"]
 WORLD = [
     "task={guess-number: {turns: 2, largest: 99, train: 20, held_out: 8}}",
-    "warm_start.steps=60",
+    "warm_start.steps=30",
     "warm_start.lr=1e-2",
     "rollout.max_tokens=12",
 ]
@@ -64,10 +64,23 @@ def same(a: Path, b: Path, steps: int = 3) -> None:
     ("method", "count", "more"),
     [
         ("grpo+kl", 2, ["update.minibatches=2", "warm_start.steps=2"]),
-        ("grpo", 4, ["draw.prompts=3", "update.tokens_per_microbatch=32"]),
+        # fewer examples than workers, and fewer problems
+        (
+            "grpo",
+            4,
+            [
+                "draw.prompts=3",
+                "update.tokens_per_microbatch=32",
+                "warm_start.steps=3",
+                "warm_start.batch=3",
+                "warm_start.stop_at=1.0",
+                "warm_start.check_every=1",
+                "evaluation.prompts=3",
+            ],
+        ),
         ("reinforce++", 2, []),
         ("dapo", 2, ["selection.filters.dynamic_sampling.metric=rewards", "rollout.group_size=2"]),
-        ("flow-grpo", 2, FLOW),
+        ("flow-grpo", 2, [*FLOW, "warm_start.steps=2", "warm_start.batch=5"]),
         pytest.param("grpo", 2, WORLD, marks=pytest.mark.cluster),
     ],
 )
@@ -109,7 +122,19 @@ def worker_of(parent: int) -> int:
 def begun(tmp_path: Path) -> tuple[subprocess.Popen[str], Path]:
     """A long run on two processes that has passed its first steps."""
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "coterie", "train", *TINY, "steps=100000", *workers(2), "-q", "-o", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "coterie",
+        "train",
+        *TINY,
+        "steps=100000",
+        *workers(2),
+        "scale.restarts=0",
+        "-q",
+        "-o",
+        str(run),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
     until = time.monotonic() + 200
     while not (run / "checkpoints/step-000002").exists():

@@ -105,13 +105,17 @@ def train(
     reward: Reward = None,
     rollouts: Recorded = None,
     out: Out = None,
+    go_on: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run at --out where there is one, else begin it.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train a policy: coterie train --model M --task T --method dapo steps=200."""
     from coterie.api import start
 
-    _ended(start(_recipe(arguments, model, task, method, reward, rollouts), out, quiet=quiet or as_json), as_json)
+    recipe = _recipe(arguments, model, task, method, reward, rollouts)
+    _ended(start(recipe, out, quiet=quiet or as_json, or_resume=go_on), as_json)
 
 
 @app.command()

@@ -46,6 +46,8 @@ class Reporter:
         system = {"system/rss_gib": peak_memory_gib()}
         if decisions:
             system["tokens/per_second"] = decisions / clock.total()
+        if run.workers.restarts:
+            system["workers/restarts"] = float(run.workers.restarts)
         row: dict[str, Any] = {"step": run.step, "version": run.policy.version, **run.metrics, **seconds, **system}
         self.log.append(row)
         self.progress.update(run.step, row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,17 @@ import torch
 from torch import Tensor
 
 from coterie.rollouts import Prompt, Rollouts, Sampling
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which rows of a supervised batch a process has: those from `first`. `total` sums a count over the processes."""
+
+    first: int = 0
+    total: Callable[[int], int] = int
+
+
+WHOLE = Part()
 
 
 class Policy(Protocol):
@@ -67,8 +79,10 @@ class Policy(Protocol):
         """The text of each decision, for people to look at; None where decisions have none."""
 
     def sft_loss(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Any], seed: int | None = None
-    ) -> Tensor: ...
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Any], seed: int | None = None, part: Part = WHOLE
+    ) -> Tensor:
+        """The loss of supervised examples; of a part of a batch its share, with the noise its rows have in the whole:
+        shares add up to the loss of the whole."""
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]: ...
 

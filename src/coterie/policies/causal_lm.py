@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from coterie.columns import GROUPWISE
 from coterie.errors import PolicyError
 from coterie.policies import groupwise, tokenizers
+from coterie.policies.base import WHOLE, Part
 from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
 from coterie.policies.logprobs import (
     rows_per_chunk,
@@ -304,18 +305,19 @@ class CausalLM(TransformersPolicy):
         prompts: Sequence[Sequence[int]],
         completions: Sequence[Sequence[int]],
         seed: int | None = None,
+        part: Part = WHOLE,
         decided: Sequence[Sequence[bool]] | None = None,
     ) -> Tensor:
         """Mean cross-entropy (nats) over completion tokens, EOS appended to each completion: a scalar with gradient.
 
         With `decided`, completions are taken as they are and only the tokens it marks carry loss: actions do, and
         what a world said does not. Prompts carry no loss. Dropout acts, where the model has any, by `seed` where one
-        is given.
+        is given. Of a `part` of a batch the sum over its tokens, over the count of the whole's.
         """
         if seed is not None:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(seed)
-                return self.sft_loss(prompts, completions, decided=decided)
+                torch.manual_seed((seed + part.first) % 2**63)
+                return self.sft_loss(prompts, completions, part=part, decided=decided)
         eos = None if decided is not None else self.tokenizer.eos_token_id
         rows = [[*c] if eos is None or tuple(c[-1:]) == (eos,) else [*c, eos] for c in completions]
         width = max(map(len, rows))
@@ -326,7 +328,7 @@ class CausalLM(TransformersPolicy):
         groups = torch.arange(len(rows), device=self.device)
         with self.train_mode():
             logp = self._score(prompts, groups, tokens, mask, Sampling(), ("logp",))["logp"]
-        return -logp.sum() / mask.sum()
+        return -logp.sum() / part.total(int(mask.sum()))
 
     def _score(
         self,

@@ -1,9 +1,12 @@
-"""A folder through which independent runs exchange rollouts as text: Parquet files, anywhere fsspec reaches."""
+"""A place through which independent runs exchange rollouts as text: Parquet in a folder, anywhere fsspec reaches, or in
+Redis."""
 
 from __future__ import annotations
 
+import io
 import json
 import posixpath
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +16,8 @@ from typing import Any, TypeVar
 from coterie.errors import RunError
 
 T = TypeVar("T")
+WEEK = 7 * 86400
+"""Seconds for which Redis keeps what is shared."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Shared:
 
 @dataclass
 class SharedStore:
-    """Files `NAME-NUMBER.parquet`, one a step of the run NAME. A file appears whole.
+    """Files `NAME-NUMBER.parquet`, one a step of the run NAME, in a folder or in Redis. A file appears whole.
 
     A store that does not answer is asked again, ever more rarely, for `patience` seconds. `say` is told.
     """
@@ -40,6 +45,7 @@ class SharedStore:
     """Files that were read, or were there before the run was."""
     waited: float = 0.0
     """Seconds spent waiting for the store."""
+    _opened: Folder | Redis | None = None
 
     def put(self, number: int, groups: Sequence[Shared]) -> None:
         """Let others have these groups."""
@@ -54,15 +60,9 @@ class SharedStore:
             }
         )
 
-        def write() -> None:
-            files, folder = self._open()
-            final = posixpath.join(folder, f"{self.name}-{number:08d}.parquet")
-            hidden = posixpath.join(folder, f".{self.name}-{number:08d}")
-            with files.open(hidden, "wb") as file:
-                pq.write_table(table, file)
-            files.mv(hidden, final)
-
-        self._patiently("takes nothing", write)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        self._patiently("takes nothing", lambda: self._place().write(f"{self.name}-{number:08d}", buffer.getvalue()))
 
     def new(self) -> list[Shared]:
         """Groups of other runs that were not read before. A file that is gone is passed over."""
@@ -71,52 +71,122 @@ class SharedStore:
         found: list[Shared] = []
         for file in sorted(set(self._patiently("does not answer", self._list)) - self.seen):
 
-            def read(name: str = file) -> list[Shared]:
-                files, _ = self._open()
-                if not files.exists(name):
-                    return []
-                with files.open(name, "rb") as opened:
-                    rows = pq.read_table(opened).to_pylist()
-                return [Shared(json.loads(r["row"]), tuple(r["completions"]), tuple(r["ended"])) for r in rows]
+            def read(name: str = file) -> bytes | None:
+                return self._place().read(name)
 
-            found += self._patiently("does not answer", read)
+            content = self._patiently("does not answer", read)
+            if content is not None:
+                rows = pq.read_table(io.BytesIO(content)).to_pylist()
+                found += [Shared(json.loads(r["row"]), tuple(r["completions"]), tuple(r["ended"])) for r in rows]
             self.seen.add(file)
         return found
 
     def _list(self) -> list[str]:
         """The others' files."""
-        files, folder = self._open()
-        files.invalidate_cache()
-        names = (posixpath.basename(f) for f in files.ls(folder, detail=False))
-        hidden = (".", f"{self.name}-")
-        return [posixpath.join(folder, n) for n in names if n.endswith(".parquet") and not n.startswith(hidden)]
+        return [name for name in self._place().names() if not posixpath.basename(name).startswith(f"{self.name}-")]
 
-    def _open(self) -> tuple[Any, str]:
-        import fsspec
+    def _place(self) -> Folder | Redis:
+        if self._opened is None:
+            redis = self.path.startswith(("redis://", "rediss://"))
+            self._opened = Redis(self.path) if redis else Folder(self.path)
+        return self._opened
 
-        try:
-            files, folder = fsspec.core.url_to_fs(self.path)
-        except (ImportError, ValueError) as error:
-            raise RunError(str(error), where=self.path, hint="install what it names, or use another path") from error
-        files.makedirs(folder, exist_ok=True)
-        return files, folder
+    @property
+    def shown(self) -> str:
+        """The path without a password."""
+        return re.sub(r"//[^/@]*@", "//", self.path)
 
     def _patiently(self, what: str, call: Callable[[], T]) -> T:
         began, pause = time.monotonic(), self.pause
         while True:
             try:
                 answer = call()
-            except OSError as error:  # what file systems of fsspec raise, timeouts included
+            except _outages() as error:
                 waited = time.monotonic() - began
                 if waited + pause > self.patience:
                     raise RunError(
                         f"the shared rollout store {what}, after {waited:.0f} s: {error}",
-                        where=self.path,
+                        where=self.shown,
                         hint="the last checkpoint is intact: mend the store, then `coterie resume RUN`",
                     ) from error
-                self.say(f"the shared rollout store {self.path} {what} ({error}); trying again in {pause:g} s")
+                self.say(f"the shared rollout store {self.shown} {what} ({error}); trying again in {pause:g} s")
                 time.sleep(pause)
                 pause = min(2 * pause, 60.0)
             else:
                 self.waited += time.monotonic() - began if pause != self.pause else 0.0
                 return answer
+
+
+class Folder:
+    """Files in a folder that fsspec knows."""
+
+    def __init__(self, path: str) -> None:
+        import fsspec
+
+        try:
+            self.files, self.folder = fsspec.core.url_to_fs(path)
+        except (ImportError, ValueError) as error:
+            raise RunError(str(error), where=path, hint="install what it names, or use another path") from error
+        self.files.makedirs(self.folder, exist_ok=True)
+
+    def write(self, name: str, content: bytes) -> None:
+        hidden = posixpath.join(self.folder, f".{name}")
+        with self.files.open(hidden, "wb") as file:
+            file.write(content)
+        self.files.mv(hidden, posixpath.join(self.folder, f"{name}.parquet"))
+
+    def names(self) -> list[str]:
+        self.files.invalidate_cache()
+        names = (posixpath.basename(file) for file in self.files.ls(self.folder, detail=False))
+        return [posixpath.join(self.folder, n) for n in names if n.endswith(".parquet") and not n.startswith(".")]
+
+    def read(self, name: str) -> bytes | None:
+        """None if it is gone."""
+        if not self.files.exists(name):
+            return None
+        with self.files.open(name, "rb") as file:
+            return file.read()
+
+
+class Redis:
+    """Keys `MEETING:NAME` of the server at redis://HOST:PORT/DATABASE#MEETING, and the set MEETING of all names."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import redis
+        except ImportError as error:
+            raise RunError(
+                "a meeting in Redis needs the package redis, which is not installed",
+                where=url,
+                hint="pip install 'coterie[redis]'",
+            ) from error
+        server, _, self.meeting = url.partition("#")
+        self.meeting = self.meeting or "coterie"
+        try:
+            self.server: Any = redis.Redis.from_url(server, socket_timeout=60.0)
+        except ValueError as error:
+            raise RunError(str(error), where=url, hint="redis://HOST:PORT/DATABASE#MEETING") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        with self.server.pipeline(transaction=True) as both:
+            both.set(f"{self.meeting}:{name}", content, ex=WEEK)
+            both.sadd(self.meeting, name)
+            both.execute()
+
+    def names(self) -> list[str]:
+        return [name.decode() for name in self.server.smembers(self.meeting)]
+
+    def read(self, name: str) -> bytes | None:
+        """None if it is gone; then its name goes too."""
+        content = self.server.get(f"{self.meeting}:{name}")
+        if content is None:
+            self.server.srem(self.meeting, name)
+        return content
+
+
+def _outages() -> tuple[type[Exception], ...]:
+    """What stores raise that do not answer: OSError those of fsspec, timeouts included, and Redis, if it is in use, its
+    own.
+    """
+    redis: Any = sys.modules.get("redis")
+    return (OSError,) if redis is None else (OSError, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)

@@ -6,16 +6,18 @@ otherwise.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coterie.columns import SHOWN
-from coterie.errors import RecipeError
+from coterie.errors import RecipeError, RunError
 from coterie.wiring import wanted
 from coterie.workers import Alone
 
@@ -23,6 +25,31 @@ if TYPE_CHECKING:
     from coterie.recipe import Recipe
     from coterie.run import Run
     from coterie.scale.processes import Team
+
+T = TypeVar("T")
+
+
+def with_team(recipe: Recipe, take_part: Callable[[Alone], T]) -> T:
+    """Call `take_part` as one of a run's workers. Where trainers that were started here die, it is called again with
+    new ones, `scale.restarts` times at most: it goes on from the last checkpoint then.
+    """
+    from coterie.scale.processes import Lost
+
+    restarts, most = 0, recipe.settings.scale.restarts
+    while True:
+        try:
+            with team(recipe) as workers:
+                workers.restarts += restarts
+                return take_part(workers)
+        except Lost as lost:
+            of_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1  # which starts its own
+            if of_torchrun or not lost.died or most == 0:
+                raise
+            if restarts == most:
+                raise RunError(f"{lost.message}, after {most} restarts (scale.restarts)", hint=lost.hint) from lost
+            restarts += 1
+            print(f"warning: {lost.message}; restart {restarts} of {most} from the last checkpoint", file=sys.stderr)
+        gc.collect()  # the policy of the run that was lost
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from coterie.run import Run
 from coterie.scale.maker import Made, jobs_of, join
 from coterie.scale.pool import Pool
 from coterie.scale.tickets import Ledger, Ticket
-from coterie.scale.weights import digest, pack
+from coterie.scale.weights import Packer
 
 
 class Elsewhere:
@@ -34,7 +34,7 @@ class InStep:
     """Groups of the current weights, asked for and waited for: what one process would make."""
 
     def __init__(self, run: Run, pool: Pool) -> None:
-        self.pool, self.jobs = pool, 0
+        self.pool, self.jobs, self.packer = pool, 0, Packer()
         self.sent: int | None = None
 
     def collect(self, run: Run, step: int, round_: int, count: int, clock: Clock) -> Rollouts:
@@ -55,8 +55,7 @@ class InStep:
         if self.sent == run.policy.version:
             return
         with clock.phase("sync"):
-            state = run.policy.state_dict()
-            self.pool.publish(step, run.policy.version, list(pack(state)), digest(state))
+            self.pool.publish(step, run.policy.version, self.packer, run.policy.state_dict())
         self.sent = run.policy.version
 
     def _joined(self, run: Run, parts: list[Made]) -> Rollouts:
@@ -119,7 +118,8 @@ class Ahead(InStep):
             run.drawn += fresh
         for ticket in tickets:
             self.ledger.give(ticket, step)
-        each = max(self.ledger.prompts // (2 * self.pool.scale.rollout_workers), 1)
+        # a job takes as long as its longest rollout: cut a batch no finer than there are workers
+        each = math.ceil(self.ledger.prompts / self.pool.scale.rollout_workers)
         jobs = jobs_of(tickets, each, step, 0, self.jobs, tickets[0].number)
         self.jobs += len(jobs)
         self.pool.submit(jobs)

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from coterie.errors import RecipeError
-from coterie.scale.processes import GRACE, Team
+from coterie.scale.processes import GRACE, Ended, Team
 
 if TYPE_CHECKING:
     from coterie.recipe import Recipe
@@ -23,8 +23,7 @@ class Cluster:
         scale = recipe.settings.scale
         self.mine = not self.ray.is_initialized()
         if self.mine:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent out unless the user wants it
-            self.ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            start_here(self.ray)
         self.pool: Any = None
         self.trainers: Trainers | None = None
         try:
@@ -80,17 +79,18 @@ class Trainers(Team):
         self.ended = threading.Event()
         threading.Thread(target=self.watch, daemon=True).start()
 
-    def said(self) -> str | None:
+    def said(self) -> Ended | None:
         for rank, reference in enumerate(self.running, 1):
             if self.ray.wait([reference], timeout=0)[0]:
+                died = False
                 try:
                     why = self.ray.get(reference)
                 except self.ray.exceptions.RayTaskError as error:
                     why = f"failed: {str(error.cause).splitlines()[0]}"
                 except self.ray.exceptions.RayError as error:
-                    why = f"died ({type(error).__name__})"
+                    why, died = f"died ({type(error).__name__})", True
                 if why is not None:
-                    return f"trainer {rank} of {len(self.actors) + 1} {why}"
+                    return Ended(f"trainer {rank} of {len(self.actors) + 1} {why}", died)
         return None
 
     def end(self) -> None:
@@ -126,6 +126,13 @@ class _Trainer:
         except CoterieError as error:
             return f"failed: {error}"
         return None
+
+
+def start_here(ray: Any, **settings: Any) -> None:
+    """Start Ray on this machine for this program."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent out unless the user wants it
+    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 they stand still where the trainer has all cores
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **settings)
 
 
 def _ray() -> Any:

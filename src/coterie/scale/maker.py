@@ -20,7 +20,7 @@ from coterie.recipe import Recipe, resolve
 from coterie.rollouts import Rollouts
 from coterie.run import Run, build, use_threads
 from coterie.scale.tickets import Ticket
-from coterie.scale.weights import digest, unpack
+from coterie.scale.weights import unpack
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ class Worker:
 
     def load(self, step: int, version: int, expected: int, *buckets: np.ndarray) -> None:
         """Take over the trainer's weights after `step`, and see that they are the same to the last bit."""
-        state = self.run.policy.state_dict()
-        unpack(buckets, state)
-        if digest(state) != expected:
+        if unpack(buckets, self.run.policy.state_dict()) != expected:
             raise PolicyError(
                 f"the weights of step {step} did not arrive as they were sent",
                 hint="the rollout worker's model is not the trainer's: look at model.dtype and model.lora",

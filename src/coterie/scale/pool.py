@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
 from coterie.errors import CoterieError, RunError
+from coterie.scale.weights import Packer
 from coterie.sections import Scale
 
 TRIES = 3
 """Times that one job is begun before it is taken to be what kills the workers."""
 LOADING = 900.0
 """Seconds that a worker has at the least to load its model or new weights."""
+SOON = 60.0
+"""Seconds that a job has at the least, however short the others are."""
+KNOWN = 8
+"""Jobs that are done before one can be called slow; so many of the last ones say how long a job takes."""
 LOST = "lost its rollouts"
 BLINK = 0.1
 """Seconds after which the pool looks up from its waiting."""
@@ -78,6 +84,8 @@ class Pool:
         self.error: CoterieError | None = None
         self.replaced: list[str] = []
         """What was said of each worker that was replaced."""
+        self.took: dict[str, deque[float]] = {kind: deque(maxlen=KNOWN) for kind in self.options}
+        """Seconds of the last jobs."""
         self.failures = 0
         self.closing = False
         self.numbers = itertools.count()
@@ -86,13 +94,14 @@ class Pool:
         self.thread = threading.Thread(target=self._work, name="rollouts", daemon=True)
         self.thread.start()
 
-    def publish(self, step: int, version: int, buckets: Sequence[np.ndarray], expected: int) -> None:
+    def publish(self, step: int, version: int, packer: Packer, state: Mapping[str, Tensor]) -> None:
         """These are the weights from now on: each maker loads them before its next job. They go through Ray's object
         store, which is shared memory on one machine.
         """
-        kept = [self.ray.put(bucket) for bucket in buckets]
         with self.lock:
-            self.weights = _Weights(self.weights.number + 1, step, version, expected, kept)
+            self.weights.buckets = []  # the new ones may then lie in their memory
+            kept = [self.ray.put(bucket) for bucket in packer.pack(state)]
+            self.weights = _Weights(self.weights.number + 1, step, version, packer.digest, kept)
 
     def submit(self, jobs: Sequence[Any]) -> None:
         with self.lock:
@@ -187,6 +196,7 @@ class Pool:
         self.failures = 0
         if task.job is None:
             return
+        self.took[task.actor.kind].append(time.monotonic() - task.since)
         with self.lock:
             if task.actor.kind == "roll":
                 self.made.append((task.job, task.made))
@@ -198,10 +208,21 @@ class Pool:
     def _see_who_hangs(self) -> None:
         now = time.monotonic()
         for reference, task in list(self.tasks.items()):
-            limit = self.scale.timeout if task.job is not None else max(self.scale.timeout, LOADING)
+            limit = self._limit(task)
             if now - task.since > limit:
                 del self.tasks[reference]
-                self._replace(task, f"did not answer for {limit:g} s")
+                self._replace(task, f"did not answer for {limit:.3g} s")
+
+    def _limit(self, task: _Task) -> float:
+        """Seconds that a worker has. One that takes much longer than others for a job that is new to all is slow; the
+        second time it may be the job.
+        """
+        if task.job is None:
+            return max(self.scale.timeout, LOADING)
+        took = self.took[task.actor.kind]
+        if len(took) < KNOWN or task.job.number in self.tries:
+            return self.scale.timeout
+        return min(self.scale.timeout, max(SOON, self.scale.slow * statistics.median(took)))
 
     def _replace(self, task: _Task, what: str) -> None:
         """Put a new worker in the place of one that is gone, and do what it was at again."""

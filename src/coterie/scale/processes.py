@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,14 +35,27 @@ BUCKET = 2**24
 """Numbers of gradient that travel at once."""
 GRACE = 5.0
 """Seconds in which a worker that is ending may say why."""
+PATIENCE = 1800.0
+"""Seconds that processes wait for each other at the least."""
 LOST = 75
 """Exit code of a process that ended because another did."""
 
 
 class Lost(RunError):
-    """Another process of the team has ended."""
+    """Another process of the team has ended. `died`: not by an error that it raised, which would come again."""
 
     exit_code = LOST
+
+    def __init__(self, message: str, *, hint: str, died: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.hint, self.died = hint, died
+
+
+class Ended(NamedTuple):
+    """What became of a trainer; whether it died, and did not raise an error."""
+
+    said: str
+    died: bool
 
 
 def check_functions(recipe: Recipe) -> None:
@@ -59,9 +73,11 @@ class Team:
 
     environment: dict[str, str]
     ended: threading.Event
+    waiting: float | None = None
+    """Since when this process waits for the others; None where it does not."""
 
-    def said(self) -> str | None:
-        """What became of the first that failed by itself, None where none has."""
+    def said(self) -> Ended | None:
+        """What became of the first that ended by itself and was not done, None where none did."""
         raise NotImplementedError
 
     def end(self) -> None:
@@ -70,14 +86,16 @@ class Team:
 
     def watch(self) -> None:
         """End this process, if need be, when a trainer has failed: one that waits for it may wait for long."""
+        failed: tuple[float, Ended] | None = None
         while not self.ended.wait(1.0):
-            if self.said() is not None:
-                if not self.ended.wait(3 * GRACE):
-                    print(f"error: {self.said()}; the last checkpoint is intact", file=sys.stderr)
-                    os._exit(RunError.exit_code)
-                return
+            if failed is None and (said := self.said()) is not None:
+                failed = time.monotonic(), said
+            since = self.waiting
+            if failed is not None and since is not None and time.monotonic() - max(failed[0], since) > 3 * GRACE:
+                print(f"error: {failed[1].said}; the last checkpoint is intact", file=sys.stderr)
+                os._exit(RunError.exit_code)
 
-    def why(self) -> str | None:
+    def why(self) -> Ended | None:
         """What became of the first that failed by itself, None if none did within the time of grace."""
         until = time.monotonic() + GRACE
         while time.monotonic() < until:
@@ -115,11 +133,11 @@ class Crew(Team):
     def _said(self, rank: int) -> Path:
         return Path(self.folder.name, f"worker-{rank}.log")
 
-    def said(self) -> str | None:
+    def said(self) -> Ended | None:
         for rank, process in enumerate(self.processes, 1):
             code = process.poll()
             if code is not None and code not in (0, LOST):
-                return self._describe(rank, code)
+                return Ended(self._describe(rank, code), code < 0)
         return None
 
     def _describe(self, rank: int, code: int) -> str:
@@ -155,11 +173,15 @@ class Processes(Alone):
         size = int(crew.environment["WORLD_SIZE"]) if crew is not None else int(os.environ["WORLD_SIZE"])
         each_its_own = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", size))  # nccl refuses two on one GPU
         backend = "cpu:gloo,cuda:nccl" if gpus and each_its_own else "gloo"
+        self.between = time.monotonic() if "nccl" in backend else None  # it does not tell that another is gone
+        tries = 4 if scale.engine == "ray" else 1  # the one that leads waits for rollout workers that are replaced
+        patience = timedelta(seconds=tries * max(scale.timeout, PATIENCE))
         if crew is not None:
             address = f"tcp://{crew.environment['MASTER_ADDR']}:{crew.environment['MASTER_PORT']}"
-            self._do(lambda: dist.init_process_group(backend, init_method=address, rank=0, world_size=size))
+            self._do(lambda: dist.init_process_group(backend, address, patience, rank=0, world_size=size))
         else:
-            self._do(lambda: dist.init_process_group(backend))
+            self.restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+            self._do(lambda: dist.init_process_group(backend, timeout=patience, **_store_of_attempt(patience)))
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def close(self) -> None:
@@ -227,8 +249,12 @@ class Processes(Alone):
 
     def _do(self, talk: Callable[[], Any]) -> None:
         """Talk to the others. Raises Lost when one is not there any more."""
+        if self.crew is not None:
+            self.crew.waiting = time.monotonic()
         with self.talking(certain=True):
             talk()
+        if self.crew is not None:
+            self.crew.waiting = self.between
 
     @contextmanager
     def talking(self, certain: bool = False) -> Iterator[None]:
@@ -239,10 +265,28 @@ class Processes(Alone):
             why = self.crew.why() if self.crew is not None else None
             if why is None and not certain:
                 raise
+            said = why.said if why else f"another worker is not there any more: {str(error).splitlines()[0]}"
             raise Lost(
-                why or f"another worker is not there any more: {str(error).splitlines()[0]}",
+                said,
                 hint="the last checkpoint is intact: `coterie resume RUN`, with as many workers as you like",
+                died=why is None or why.died,
             ) from error
+
+
+def _store_of_attempt(patience: timedelta) -> dict[str, Any]:
+    """Where processes of torchrun find each other. It keeps one place for all attempts, and in it the addresses of
+    processes that are dead: so each attempt has a part of its own. On several machines their counts of restarts differ.
+    """
+    restarts, most = (int(os.environ.get(f"TORCHELASTIC_{n}", "0")) for n in ("RESTART_COUNT", "MAX_RESTARTS"))
+    if most == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    if int(os.environ["GROUP_WORLD_SIZE"]) > 1:
+        raise RecipeError(
+            "torchrun --max-restarts on several machines would have processes look for those that are dead",
+            hint="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun",
+        )
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=patience)))
+    return {"store": dist.PrefixStore(f"attempt-{restarts}", store), "rank": rank, "world_size": size}
 
 
 def _gradient(parameter: torch.nn.Parameter) -> Tensor:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +82,70 @@ def test_an_outage_is_waited_out(failing: Any) -> None:
     with pytest.raises(RunError, match=r"does not answer, after .*connection refused(.|\n)*coterie resume"):
         SharedStore("failing://meeting", "c", 0.02, 0.001, said.append).new()
     failing.down = 0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """Starts a Redis server, at the same place each time; the URL of a meeting on it."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> str:
+        for process in running:
+            process.kill()
+            process.wait()
+        settings = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--appendonly", "yes"]
+        running[:] = [subprocess.Popen([program, *settings, "--appendfsync", "always"], stdout=subprocess.DEVNULL)]
+        return f"redis://127.0.0.1:{port}/0#meeting"
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def test_a_meeting_in_redis(server: Callable[[], str]) -> None:
+    """A real server. One that is begun anew is waited for, and what was shared is there."""
+    redis = pytest.importorskip("redis")
+    url, said = server(), []
+    mine, theirs = (SharedStore(url, name, 60.0, 0.05, said.append) for name in ("a", "b"))
+    mine.put(0, [GROUP])
+    mine.put(1, [GROUP, GROUP])
+    assert theirs.new() == [GROUP] * 3 and theirs.new() == [] and mine.new() == []
+    server()
+    assert SharedStore(url, "c", 60.0, 0.05, said.append).new() == [GROUP] * 3
+    theirs.put(0, [GROUP])
+    assert mine.new() == [GROUP]
+    assert SharedStore(f"{url}-other", "d", 60.0, 0.05).new() == []
+    client = redis.Redis.from_url(url.partition("#")[0])
+    assert client.ttl("meeting:a-00000000") > 6 * 86400
+    client.delete("meeting:a-00000000")
+    assert SharedStore(url, "e", 60.0, 0.05).new() == [GROUP] * 3  # passed over
+    assert client.smembers("meeting") == {b"a-00000001", b"b-00000000"}
+
+
+def test_a_redis_that_does_not_answer_is_an_error() -> None:
+    pytest.importorskip("redis")
+    said: list[str] = []
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"redis://me:secret@127.0.0.1:{taken.getsockname()[1]}/0"
+        with pytest.raises(RunError, match=r"takes nothing, after(.|\n)*coterie resume") as caught:
+            SharedStore(url, "a", 0.02, 0.001, said.append).put(0, [GROUP])
+    assert said and "trying again" in said[0] and "secret" not in said[0] + str(caught.value)
+    with pytest.raises(RunError, match="HOST:PORT"):
+        SharedStore("redis://127.0.0.1:port", "a").new()
+
+
+def test_redis_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(RunError, match=r"coterie\[redis\]"):
+        SharedStore("redis://127.0.0.1", "a").new()
 
 
 def test_a_run_that_is_alone_is_plain(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from coterie.errors import PolicyError
 from coterie.hardware import device_of
+from coterie.policies.base import WHOLE, Part
 from coterie.policies.diffusers import files
 from coterie.policies.diffusers.architectures import Architecture, Condition, architecture_of
 from coterie.policies.diffusers.schedule import Grid, schedule_of
@@ -222,15 +223,21 @@ class DiffusersPolicy(DenoisingPolicy):
         return self.schedule.velocity(torch.cat(said), x, sigma, scale)
 
     def sft_loss(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Tensor], seed: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Tensor],
+        seed: int | None = None,
+        part: Part = WHOLE,
     ) -> Tensor:
         """The mean squared error of the velocity, at noise levels and noise drawn from `seed`."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         clean = torch.stack(list(completions))
         wide = (-1, *[1] * (clean.dim() - 1))
-        normal = torch.randn(len(clean), generator=generator, dtype=self.dtype)
-        noise = torch.randn(clean.shape, generator=generator, dtype=self.dtype).to(self.device)
-        dropped = torch.rand(len(clean), generator=generator) < self.settings.drop_prompt
+        count, whole = len(clean), part.total(len(clean))
+        own = slice(part.first, part.first + count)
+        normal = torch.randn(whole, generator=generator, dtype=self.dtype)[own]
+        noise = torch.randn((whole, *clean.shape[1:]), generator=generator, dtype=self.dtype)[own].to(self.device)
+        dropped = torch.rand(whole, generator=generator)[own] < self.settings.drop_prompt
         sigma, time, scale = (c.to(self.device) for c in self.schedule.anywhere(normal))
         sigma, scale = sigma.view(wide), scale.view(wide)
         texts = [
@@ -239,7 +246,7 @@ class DiffusersPolicy(DenoisingPolicy):
         ]
         x = (1 - sigma) * clean + sigma * noise
         v = self._predict(x, sigma, time, scale, texts, torch.arange(len(clean)))
-        return ((v - (noise - clean)) ** 2).mean()
+        return ((v - (noise - clean)) ** 2).mean() * (count / whole)
 
     # Weights
 

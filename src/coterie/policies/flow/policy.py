@@ -14,6 +14,7 @@ from torch import Tensor
 
 from coterie.errors import PolicyError, did_you_mean
 from coterie.hardware import device_of
+from coterie.policies.base import WHOLE, Part
 from coterie.policies.flow import steps
 from coterie.policies.flow.denoising import DenoisingPolicy
 from coterie.policies.flow.model import CONFIG, TYPE, FlowTransformer, shrunk
@@ -152,7 +153,11 @@ class FlowPolicy(DenoisingPolicy):
         return self.model(x, level, condition, *more).to(self.dtype)
 
     def sft_loss(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Tensor], seed: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Tensor],
+        seed: int | None = None,
+        part: Part = WHOLE,
     ) -> Tensor:
         """Flow matching: the mean squared error of the velocity, at noise levels and noise drawn from `seed`."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -161,10 +166,11 @@ class FlowPolicy(DenoisingPolicy):
         if len(known) > 1 or known[0] != 1.0:
             chosen = known[int(torch.randint(len(known), (1,), generator=generator))]
             clean = shrunk(clean, self._smaller(chosen, "model.resolutions"))
-        count = len(clean)
-        normal = torch.randn(count, generator=generator, dtype=self.dtype)
-        noise = torch.randn(clean.shape, generator=generator, dtype=self.dtype).to(self.device)
-        dropped = torch.rand(count, generator=generator) < self.spec.drop_prompt
+        count, whole = len(clean), part.total(len(clean))
+        own = slice(part.first, part.first + count)
+        normal = torch.randn(whole, generator=generator, dtype=self.dtype)[own]
+        noise = torch.randn((whole, *clean.shape[1:]), generator=generator, dtype=self.dtype)[own].to(self.device)
+        dropped = torch.rand(whole, generator=generator)[own] < self.spec.drop_prompt
         sigma = normal.sigmoid().to(self.device)
         wide = sigma.view(-1, *[1] * (clean.dim() - 1))
         dropped = dropped.to(self.device)
@@ -173,7 +179,7 @@ class FlowPolicy(DenoisingPolicy):
             told = told.masked_fill(dropped.view(wide.shape), 0.0)
         condition = condition.masked_fill(dropped, self.model.unconditional)
         v = self._forward((1 - wide) * clean + wide * noise, sigma, condition, told)
-        return ((v - (noise - clean)) ** 2).mean()
+        return ((v - (noise - clean)) ** 2).mean() * (count / whole)
 
     # Weights
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from coterie.errors import PolicyError
 from coterie.metrics import record
+from coterie.policies.base import WHOLE, Part
 from coterie.policies.loading import load_model_and_tokenizer
 from coterie.policies.masked_diffusion import block_causal, likelihood
 from coterie.policies.masked_diffusion.decode import Trace, before_end, decode
@@ -319,7 +320,11 @@ class MaskedDiffusion(TransformersPolicy):
         )
 
     def sft_loss(
-        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], seed: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        seed: int | None = None,
+        part: Part = WHOLE,
     ) -> Tensor:
         """Masked denoising: each completion, filled up with EOS to the canvas, hides a uniform share of its places, and
         the loss is their cross-entropy over that share, a bound on the negative log-likelihood a place (nats). With
@@ -337,9 +342,11 @@ class MaskedDiffusion(TransformersPolicy):
             )
         rows = [[*c, *[end] * (self.width - len(c))] for c in completions]
         canvas = torch.tensor(rows, device=self.device)
+        whole = part.total(len(rows))
         numbers = torch.arange(len(rows), device=self.device)
-        noise = numbers + (self.version if seed is None else seed) % 2**62
-        share = 1.0 - (uniform(noise, 0) + numbers / len(rows)) % 1.0  # in (0,1], spread over the batch
+        placed = numbers + part.first
+        noise = placed + (self.version if seed is None else seed) % 2**62
+        share = 1.0 - (uniform(noise, 0) + placed / whole) % 1.0  # in (0,1], spread over the batch
         place = torch.arange(1, self.width + 1, device=self.device)
         hidden = asked = uniform(noise.unsqueeze(-1), place) < share.unsqueeze(-1)
         count = 1
@@ -354,7 +361,7 @@ class MaskedDiffusion(TransformersPolicy):
         finally:
             self.model.eval()
         loss = torch.nn.functional.cross_entropy(logits[asked], canvas[asked], reduction="none")
-        return count * (loss / share.unsqueeze(-1).expand(asked.shape)[asked].to(loss)).sum() / canvas.numel()
+        return count * (loss / share.unsqueeze(-1).expand(asked.shape)[asked].to(loss)).sum() / (whole * self.width)
 
     # The model
 

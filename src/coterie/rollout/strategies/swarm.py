@@ -28,8 +28,8 @@ class swarm:
     in by the step before, more groups are rolled out here: a run that is alone is plain. Groups of another task are
     passed over. With external = 0 it only gives.
 
-    path: a folder or URL that fsspec knows; what its files say is taken for prompts and answers, never run. patience:
-    seconds for which a store that does not answer is waited for.
+    path: a folder or URL that fsspec knows, or redis://HOST:PORT/DATABASE#MEETING; what lies there is taken for prompts
+    and answers, never run. patience: seconds for which a store that does not answer is waited for.
     """
 
     def __init__(self, *, path: str = "", external: int = 4, keep: int = 64, patience: float = 600.0) -> None:
