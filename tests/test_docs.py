@@ -120,7 +120,8 @@ def check(recipe: Recipe) -> None:
             assert all("runs" in Path(p).parts for p in data)
         return
     task = recipe.single.get("task")
-    world = build_task(recipe) if task is not None and task.piece.slug in ("frozen-lake", "dilemma") else None
+    worlds = ("frozen-lake", "dilemma", "draw-and-read", "redraw")
+    world = build_task(recipe) if task is not None and task.piece.slug in worlds else None
     wiring.check(recipe, provides=frozenset() if world is None else world.provides)
     judges = [] if recipe.judge is None else [recipe.judge]
     written = [f["fn"] if isinstance(f, dict) else f for f in [*recipe.functions, *judges]]

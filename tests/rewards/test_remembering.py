@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +30,7 @@ SHORT = [*TINY, "steps=8", "checkpoint.every=2", "evaluation.every=0", COMMON]
 class Common:
     """A completion earns how often its tokens came so far; so what is common becomes more so."""
 
-    made = 0
-
     def __init__(self, *, decay: float) -> None:
-        type(self).made += 1
         self.decay, self.lessons = decay, 0
         self.counts = torch.zeros(64, dtype=torch.float64)
 
@@ -90,16 +88,17 @@ def state(run: Path, step: int) -> dict[str, Any]:
     return torch.load(run / f"checkpoints/step-{step:06d}/state.pt")["pieces"]["rewards.functions=Common"]
 
 
-def test_it_is_made_once_a_run_and_taught_once_a_step(tmp_path: Path) -> None:
-    result = start(resolve(overrides=SHORT), tmp_path / "run", quiet=True)
-    assert result.metrics[1]["reward/mean"] == 0.0 < result.metrics[2]["reward/mean"]  # it knew nothing at first
-    assert [state(result.path, s)["lessons"] for s in (6, 8)] == [6, 8]
-    before = Common.made
-    first, second = (build(resolve(overrides=SHORT)) for _ in range(2))
-    mine, other = (run.stateful()["rewards.functions=Common"] for run in (first, second))
-    assert mine is not other
-    made = Common.made - before if type(mine) is Common else type(mine).made
-    assert made >= 2 and mine.state_dict()["lessons"] == 0
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run that was never stopped."""
+    return start(resolve(overrides=SHORT), tmp_path_factory.mktemp("whole") / "run", quiet=True)
+
+
+def test_it_is_made_once_a_run_and_taught_once_a_step(whole: Any) -> None:
+    assert whole.metrics[1]["reward/mean"] == 0.0 < whole.metrics[2]["reward/mean"]  # it knew nothing at first
+    assert [state(whole.path, s)["lessons"] for s in (6, 8)] == [6, 8]
+    mine, other = (build(resolve(overrides=SHORT)).stateful()["rewards.functions=Common"] for _ in range(2))
+    assert mine is not other and mine.state_dict()["lessons"] == 0
 
 
 def test_it_learns_from_groups_that_were_filtered_out_too(tmp_path: Path) -> None:
@@ -110,16 +109,15 @@ def test_it_learns_from_groups_that_were_filtered_out_too(tmp_path: Path) -> Non
     assert state(result.path, 1)["lessons"] == 1 and state(result.path, 1)["counts"].sum() > 0
 
 
-def test_killed_and_resumed_it_is_as_if_never_stopped(tmp_path: Path) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    start(resolve(overrides=SHORT), whole, quiet=True)
+def test_killed_and_resumed_it_is_as_if_never_stopped(whole: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     process = launch("train", *SHORT, "-q", "-o", str(run))
     wait_for(run, process, "checkpoints/step-000004")
     kill(process)
     if json.loads((run / "status.json").read_text())["state"] != "finished":
         resume(run, quiet=True)
-    assert_same_run(run, whole)
-    a, b = state(run, 8), state(whole, 8)
+    assert_same_run(run, whole.path)
+    a, b = state(run, 8), state(whole.path, 8)
     assert torch.equal(a["counts"], b["counts"]) and a["lessons"] == b["lessons"] == 8
     assert "decay: 0.5" in (run / "recipe.yaml").read_text()
 
@@ -192,3 +190,17 @@ def test_a_lesson_that_raises_stops_the_run_and_says_whose_it_is(tmp_path: Path)
     breaks = [*TINY, f"rewards.functions=[{{fn: {HERE}:Breaks, settings: {{decay: 1.0}}}}]"]
     with pytest.raises(RewardError, match="learn of reward function 'Breaks' raised ValueError: no lesson"):
         start(resolve(overrides=breaks), tmp_path / "run", quiet=True)
+
+
+def test_the_reader_of_the_example_learns_what_drawings_have_in_common() -> None:
+    from coterie.rewards.functions import resolve as named
+
+    reader = named(f"{HERE.parents[2] / 'examples/learned_reader.py'}:Reader")()
+    drawn = torch.randn(10, 8, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    digits = list(range(10))
+    assert reader(drawn, digits) == pytest.approx([-math.log(10)] * 10)
+    for _ in range(20):
+        reader.learn(drawn, digits)
+    again = named(f"{HERE.parents[2] / 'examples/learned_reader.py'}:Reader")()
+    again.load_state_dict(reader.state_dict())
+    assert min(again(drawn, digits)) > -0.2 and max(again(drawn, digits[::-1])) < -2.0
