@@ -43,6 +43,11 @@ FROZEN_LAKE = "--task frozen-lake model='{init: {layers: 2}}'"
 DILEMMA = "--task dilemma model='{init: {layers: 2}}'"
 """What the command of a method's page trains, where decisions are tokens, denoising steps, and actions in a world, of
 one agent or of several."""
+SIDES = {
+    "mutual_reward": "--task draw-and-read model='{init: {layers: 2}}'",
+    "take_turns": "--task redraw model='{init: {layers: 2}}' policies='{describe: {}, draw: {}}'",
+}
+"""The same, where one side generates and the other understands, by the piece that makes the difference."""
 
 KINDS = {
     "curriculum": "Draw: which prompts come next",
@@ -153,6 +158,9 @@ def trained(method: Method) -> str:
     """The task and model of a command with the method."""
     if denoises(method):
         return DIGITS
+    for _, bound in pieces_of(method.layer):
+        if bound.piece.slug in SIDES:
+            return SIDES[bound.piece.slug]
     read = {column for _, bound in pieces_of(method.layer) for column in bound.piece.required}
     acts = "world" in read or ("state_key" in read and "strategy" not in method.layer.tree.get("rollout", {}))
     return DILEMMA if read & {"other_rewards", "episode"} else FROZEN_LAKE if acts else COUNTDOWN
@@ -175,7 +183,7 @@ def results_of(slug: str, name: str) -> str:
     if not file.is_file():
         method = methods.load(slug)
         recipe = f"src/coterie/recipes/{'flow' if denoises(method) else 'demo'}.yaml"
-        what = trained(method) if trained(method) in (FROZEN_LAKE, DILEMMA) else recipe
+        what = trained(method) if trained(method) in (FROZEN_LAKE, DILEMMA, *SIDES.values()) else recipe
         command = fence("sh", f"coterie train {what} --method {name}{asked(method)}")
         return (
             f"There are no recorded results yet. From a clone, this trains the method on the demo's task:\n\n{command}"

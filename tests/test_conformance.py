@@ -38,6 +38,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "shaping/staged": {"stage": "format"},
     "shaping/entity_match": {"found": "format"},
     "shaping/tool_efficiency": {"calls": "format"},
+    "shaping/mutual_reward": {"side": "format", "understood": "exact", "fits": "exact", "at": 0.2},
+    "filter/answerable": {"side": "format", "fits": "exact", "at": 0.2},
+    "selection/take_turns": {"side": "format", "every": 2},
     "shaping/gate": {"gated": ["format"], "by": "exact", "at": 0.0},
 }
 # Baselines whose advantage changes when the same number is added to every reward: "kind/slug" -> reason.

@@ -22,6 +22,7 @@ from coterie.policies.causal_lm import CausalLM
 from coterie.policies.flow.denoising import DenoisingPolicy
 from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
+from coterie.rewards.batch import Batch
 from coterie.rewards.matches import matches
 from coterie.rewards.pairwise.contest import Contest
 from coterie.rewards.pairwise.judge import Pairs
@@ -198,16 +199,7 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, fi
     the place in the batch of the rollouts' first group.
     """
     with clock.phase("score"):
-        order = rollouts["groups"].tolist()
-        rows = [rollouts.prompts[g].row for g in order]
-        if "passes" in rollouts:
-            rows = [{**row, PASSES: n} for row, n in zip(rows, rollouts["passes"].tolist(), strict=True)]
-        ids = _completion_ids(rollouts)
-        if rollouts.episodes:
-            rows = [{**row, "episode": episode} for row, episode in zip(rows, rollouts.episodes, strict=True)]
-        steps = _steps(run, rollouts) if run.process is not None else []
-        if steps:
-            rows = [{**row, process.STEPS: texts} for row, (_, texts) in zip(rows, steps, strict=True)]
+        rows, ids, steps = _shown_to_graders(run, rollouts)
         scores = run.rewards.score([r.get("prompt") for r in rows], rollouts.texts, rows, ids)
         run.notes += scores.errors
         if run.contest is not None:
@@ -239,6 +231,31 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, fi
             silent = torch.tensor([m is None for m in marks], device=rollouts["rewards"].device)
             rollouts = rollouts.with_columns(rewards=rollouts["rewards"].masked_fill(silent, math.nan))
         return rollouts
+
+
+def _shown_to_graders(
+    run: Run, rollouts: Rollouts
+) -> tuple[list[Any], list[list[int]], list[tuple[list[int], list[str]]]]:
+    """What the functions are shown of each rollout: its row of the task and its tokens. Also the steps of each, where
+    there is a process function.
+    """
+    rows: list[Any] = [rollouts.prompts[g].row for g in rollouts["groups"].tolist()]
+    if "passes" in rollouts:
+        rows = [{**row, PASSES: n} for row, n in zip(rows, rollouts["passes"].tolist(), strict=True)]
+    if rollouts.episodes:
+        rows = [{**row, "episode": episode} for row, episode in zip(rows, rollouts.episodes, strict=True)]
+    steps = _steps(run, rollouts) if run.process is not None else []
+    if steps:
+        rows = [{**row, process.STEPS: texts} for row, (_, texts) in zip(rows, steps, strict=True)]
+    return rows, _completion_ids(rollouts), steps
+
+
+def teach(run: Run) -> None:
+    """Let reward functions that learn see what was rolled out in this step, filtered groups included."""
+    if run.seen is not None and run.rewards.memories:
+        seen = run.seen.sampled()
+        rows, ids, _ = _shown_to_graders(run, seen)
+        run.rewards.learn(Batch([r.get("prompt") for r in rows], seen.texts, rows, ids))
 
 
 def _compare(run: Run, contest: Contest, rollouts: Rollouts, step: int, round_: int, first_group: int) -> list[float]:

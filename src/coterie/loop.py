@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from coterie.clock import Clock
-from coterie.collect import collect
+from coterie.collect import collect, teach
 from coterie.evaluator import evaluate
 from coterie.metrics import Collector
 from coterie.metrics import collect as gather
@@ -59,6 +59,7 @@ def learn(run: Run, step: int, clock: Clock) -> None:
         update(run, run.batch, step, clock)
         if run.needs_reference():
             run.reference().after_step(step + 1)
+    teach(run)
     run.step += 1
     run.metrics = describe(run.seen, run.batch) | run.metrics
 

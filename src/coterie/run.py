@@ -33,6 +33,7 @@ from coterie.recipe import Recipe
 from coterie.rewards.functions import WeightedReward, rewards_of
 from coterie.rewards.pairwise.contest import Contest, contest_of
 from coterie.rewards.process import process_of
+from coterie.rewards.remembering import Remembering, check_alone, check_state
 from coterie.rewards.runner import RewardRunner
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sections import Settings
@@ -183,11 +184,12 @@ class Run:
     def needs_reference(self) -> bool:
         return wiring.reads_reference(self.recipe)
 
-    def stateful(self) -> dict[str, BoundPiece]:
-        """Pieces with memory, by slot and slug."""
+    def stateful(self) -> dict[str, Remembering]:
+        """Pieces and reward functions with memory, by slot and slug or name."""
         first = [("draw.curriculum", self.curriculum), ("rollout.strategy", self.strategy)]
         every = [*first, *self.recipe.all_bound()]
-        return {f"{slot}={b.piece.slug}": b for slot, b in every if b.instance is not None}
+        found: dict[str, Remembering] = {f"{slot}={b.piece.slug}": b for slot, b in every if b.instance is not None}
+        return found | {f"rewards.functions={name}": m for name, m in self.rewards.memories.items()}
 
     def save(self, folder: Path) -> None:
         """Write everything needed to go on exactly from here; of several policies each to a folder of its own."""
@@ -198,6 +200,9 @@ class Run:
             self.save_alone(folder)
 
     def save_alone(self, folder: Path) -> None:
+        pieces = {name: piece.state_dict() for name, piece in self.stateful().items()}
+        for name in self.rewards.memories:
+            check_state(pieces[f"rewards.functions={name}"], name)
         self.policy.save(folder / "policy")
         state = {
             "step": self.step,
@@ -205,7 +210,7 @@ class Run:
             "version": self.policy.version,
             "first_update": self.first_update,
             "optimizer": self.learner.state(self.optimizer),
-            "pieces": {name: b.state_dict() for name, b in self.stateful().items()},
+            "pieces": pieces,
             "reference": self._reference.state_dict() if self._reference is not None else None,
             "start": self._start.state_dict() if self._start is not None else None,
             "recorded": None if self.recorded is None else self.recorded.rollouts,
@@ -363,10 +368,12 @@ def _build(
             raise RecipeError(
                 f"a reward and the process function are both named {process.name}", hint="give one a 'name'"
             )
+    workers = workers or Alone()
+    graders = functions if process is None else [*functions, process]
+    check_alone(graders if judge is None else [*graders, judge], workers.size, recipe.settings.scale.engine)
     policy = load_policy(recipe, task, checkpoint)
     if recorded is not None:
         recorded.check_policy(policy)
-    workers = workers or Alone()
     learner = workers.learner(policy)
     optimizer: torch.optim.Optimizer | MasterWeights
     if "optimizer" in recipe.single:
@@ -380,7 +387,7 @@ def _build(
         task=task,
         policy=policy,
         learner=learner,
-        rewards=RewardRunner(functions if process is None else [*functions, process], judge),
+        rewards=RewardRunner(graders, judge),
         optimizer=optimizer,
         curriculum=recipe.single["draw.curriculum"],
         strategy=recipe.single["rollout.strategy"],

@@ -76,6 +76,8 @@ NEEDS: dict[str, list[str]] = {
     "agent0-vl": [f"task={{{Path(__file__).with_name('walk.py')}:walk: {{verifies: true}}}}", "rollout.max_tokens=48"],
     "coda": ["task=plan-and-act", "rollout.max_tokens=12"],
     "ui-r1": ["rewards.shaping.length_budget.top=0.5"],
+    "unirl": ["task=draw-and-read", "rollout.max_tokens=16"],
+    "uae": ["task=redraw", "rollout.max_tokens=16"],
     "graph-grpo": ["credit.modifiers.edge_mean.pattern='[0-9]'"],
     "aepo-arbitrary-entropy": ["selection.weights.swap_tempered.share=0.25"],
     "adacot": [

@@ -10,7 +10,7 @@ import pytest
 import torch
 from environments.shared import Desk
 
-from coterie.environments import World
+from coterie.environments import Step, World
 from coterie.environments.dilemma import Dilemma
 from coterie.errors import RunError
 from coterie.policies.causal_lm import CausalLM
@@ -81,6 +81,33 @@ def test_calls_begin_lines_of_their_own_and_late_rewards_reach_all_of_them(scrip
     assert not main["truncated"].any() and not helper["truncated"].any()
     assert main.prompts[0].row["agent"] == "main" and helper.prompts[0].row["prompt"] == "h>"
     assert main["turn"][0][main["mask"][0]].tolist() == [0, 1, 2]
+
+
+class Quiz:
+    """The helper is asked twice in a row, then both are told what it earned."""
+
+    def reset(self, row: dict[str, Any]) -> dict[str, str]:
+        self.right: list[float] = []
+        return {"main": ""}
+
+    def step(self, actions: dict[str, str]) -> Any:
+        if "main" in actions:
+            return {"helper": Step("?")}
+        self.right.append(float(actions["helper"] == "b"))
+        told = Step("", self.right[-1], True)
+        if len(self.right) < 2:
+            return {"helper": [told, Step("?")]}
+        return {"helper": told, "main": Step("", sum(self.right), True)}
+
+
+def test_an_agent_whose_line_ends_may_be_called_again_at_once(scripted: list[str]) -> None:
+    scripted += ["a", "c", "b"]
+    tables = play(World(Quiz, turns=3, turn_tokens=1, agents=("main", "helper")), [ROW])
+    main, helper = tables["main"], tables["helper"]
+    assert [read(helper, i) for i in range(2)] == [("?c", "c"), ("?b", "b")]
+    assert helper["step_rewards"][:, 0].tolist() == [0.0, 1.0] and main["step_rewards"][0, 0] == 1.0
+    assert main["other_rewards"][0, 0] == 1.0  # while it waited
+    assert helper["episode"].tolist() == [0, 0] and not helper["truncated"].any() and not main["truncated"].any()
 
 
 def test_an_agent_that_was_not_called_has_no_table(scripted: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +30,10 @@ class Step:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
+Answers = Step | Sequence[Step]
+"""What one of several agents gets."""
+
+
 class Environment(Protocol):
     """One episode at a time. The policy has read the row's prompt, which says where things stand at the beginning.
 
@@ -53,13 +57,14 @@ class SharedEnvironment(Protocol):
     def reset(self, row: Mapping[str, Any]) -> Mapping[str, str] | None:
         """Who acts first, and what each reads behind its prompt ("" for nothing). None: everybody, and nothing."""
 
-    def step(self, actions: Mapping[str, str]) -> Mapping[str, Step] | Awaitable[Mapping[str, Step]]:
+    def step(self, actions: Mapping[str, str]) -> Mapping[str, Answers] | Awaitable[Mapping[str, Answers]]:
         """Answer all who acted, at once, by agent. Whoever gets a step that is not done acts next.
 
         An agent that is not named waits. One that has no line under way, because it has not acted yet or its line is
         done, begins a new one with the observation: a call. A step that is done, for an agent without a line under way,
         comes late: its reward is added to the last turn of each of the agent's lines, and its info to what is known of
-        them. The episode ends where nobody acts next.
+        them. Several steps for one agent are taken one after the other: the last of a line, then the next call. The
+        episode ends where nobody acts next.
         """
 
 

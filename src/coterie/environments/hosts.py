@@ -63,8 +63,8 @@ class Hosts:
         found = self._all({i: ("step", action) for i, action in actions.items()})
         return {i: _checked(answer) for i, answer in found.items()}
 
-    def step_together(self, actions: Mapping[int, Mapping[str, str]]) -> dict[int, dict[str, Step] | Failed]:
-        """The same where several agents act: what each of them did, and the answer to each."""
+    def step_together(self, actions: Mapping[int, Mapping[str, str]]) -> dict[int, list[tuple[str, Step]] | Failed]:
+        """The same where several agents act: what each of them did, and the answers to each, in their order."""
         found = self._all({i: ("step", dict(own)) for i, own in actions.items()})
         return {i: _all_checked(answer, self.world.agents) for i, answer in found.items()}
 
@@ -94,17 +94,18 @@ class Hosts:
             return Failed(f"{verb} raised {type(error).__name__}: {error}")
 
 
-def _all_checked(answers: Any, agents: Sequence[str]) -> dict[str, Step] | Failed:
+def _all_checked(answers: Any, agents: Sequence[str]) -> list[tuple[str, Step]] | Failed:
     if isinstance(answers, Failed):
         return answers
     if not isinstance(answers, Mapping):
         return Failed(f"step gave {type(answers).__name__}, not a Step for each agent")
-    out: dict[str, Step] = {}
-    for name, answer in answers.items():
-        checked = _checked(answer) if name in agents else Failed(f"step answered {name!r}, which is no agent")
-        if isinstance(checked, Failed):
-            return checked
-        out[name] = checked
+    out: list[tuple[str, Step]] = []
+    for name, given in answers.items():
+        for answer in given if isinstance(given, list | tuple) else (given,):
+            checked = _checked(answer) if name in agents else Failed(f"step answered {name!r}, which is no agent")
+            if isinstance(checked, Failed):
+                return checked
+            out.append((name, checked))
     return out
 
 

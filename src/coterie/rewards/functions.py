@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ FILE_MODULE = "coterie_rewards_"
 """Prefix of the modules that users' files become."""
 VERIFIER_TIMEOUT = 10.0
 """Seconds a sample for verifiers that may hang."""
-OPTIONS = ("fn", "name", "weight", "timeout", "on_error", "answer")
+OPTIONS = ("fn", "name", "weight", "timeout", "on_error", "answer", "settings")
 """What a reward function may be given in a recipe."""
 
 
@@ -131,14 +132,36 @@ def read(item: Any, section: Any) -> WeightedReward:
                 hint=did_you_mean(unknown[0], OPTIONS) if unknown else "name the function: fn: my_rewards.py:score",
             )
         item = options.pop("fn")
+    settings = options.pop("settings", None)
     if isinstance(item, Mapping) or (isinstance(item, str) and ":" not in item and not item.endswith(".py")):
+        if settings is not None:
+            raise RecipeError(f"'settings' is for classes; a verifier is written {{fn: {{{item}: {{…}}}}}}")
         base = verifier_reward(item, options.pop("answer", "answer"))
     else:
         fn = resolve(item)
         named = item.replace(":", ".").rpartition(".")[2] if isinstance(item, str) else None
-        base = WeightedReward(fn, str(named or getattr(fn, "__name__", type(fn).__name__)))
+        name = str(named or getattr(fn, "__name__", type(fn).__name__))
+        base = WeightedReward(_own(fn, settings, name), name)
         base = replace(base, timeout=section.timeout, on_error=section.on_error or "fail")
     return replace(base, **_checked(base.name, options))
+
+
+def _own(fn: Any, settings: Any, name: str) -> Any:
+    """The function; of a class an object that this run alone has."""
+    from coterie.rewards.remembering import make, memory_of
+
+    if inspect.isclass(fn):
+        if not isinstance(settings or {}, Mapping):
+            raise RecipeError(f"'settings' is a mapping, got {settings!r}", where=f"reward function '{name}'")
+        return make(fn, settings or {}, name)
+    if settings is not None:
+        raise RecipeError("'settings' is for classes, and this is none", where=f"reward function '{name}'")
+    if memory_of(fn, name) is not None:
+        raise RecipeError(
+            f"reward function '{name}' has memory, and it is one object for every run that names it",
+            hint="name its class: each run makes an object of its own, {fn: file.py:Class, settings: {…}}",
+        )
+    return fn
 
 
 def _checked(name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from coterie.rewards.batch import Batch, as_list, as_number, as_numbers
 from coterie.rewards.functions import WeightedReward
 from coterie.rewards.pairwise.judge import Pairs, Points, as_points
 from coterie.rewards.process import STEPS
+from coterie.rewards.remembering import memory_of
 from coterie.rewards.worker import Raised, Timeout, Worker
 
 OUTCOMES = ("value", "none", "error", "timeout")
@@ -50,8 +51,8 @@ class RewardRunner:
 
     def __init__(self, functions: Sequence[WeightedReward], judge: WeightedReward | None = None) -> None:
         self.functions = list(functions)
-        every = self.functions if judge is None else [*self.functions, judge]
-        self._workers = {f.name: Worker(f.fn, f.name) for f in every if f.timeout is not None}
+        self._every = self.functions if judge is None else [*self.functions, judge]
+        self._workers = {f.name: Worker(f.fn, f.name) for f in self._every if f.timeout is not None}
         self.ahead = Ahead(
             self.functions, lambda f, text, row: self._attempt(f, Batch([None], [text], [dict(row)], [[]]))
         )
@@ -61,6 +62,27 @@ class RewardRunner:
         self.ahead.close()
         for worker in self._workers.values():
             worker.close()
+
+    @property
+    def memories(self) -> dict[str, Any]:
+        """What the functions remember, each object once, by the name of the first function that it is behind."""
+        found: dict[int, tuple[str, Any]] = {}
+        for function in self._every:
+            owner = memory_of(function.fn, function.name)
+            if owner is not None:
+                found.setdefault(id(owner), (function.name, owner))
+        return dict(found.values())
+
+    def learn(self, batch: Batch) -> None:
+        """Teach those that learn with what was rolled out. Raises RewardError where one cannot take it."""
+        for name, owner in self.memories.items():
+            lesson = getattr(owner, "learn", None)
+            if lesson is None or not len(batch):
+                continue
+            function = WeightedReward(lesson, name)
+            failure = self._attempt(function, batch)
+            if isinstance(failure, _Failure):
+                raise RewardError(f"learn of reward function '{name}' {failure}", hint="mend it")
 
     def score(
         self,

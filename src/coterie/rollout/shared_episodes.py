@@ -130,17 +130,22 @@ class _Game:
         self.acts = []
 
     def hear(
-        self, answer: Mapping[str, Step], policies: Mapping[str, Any], prompts: Any, group: int, last: bool
+        self,
+        answer: Sequence[tuple[str, Step]],
+        policies: Mapping[str, Any],
+        prompts: Any,
+        group: int,
+        last: bool,
     ) -> dict[str, Any]:
         """Take in what the world said; what begins new lines, by agent."""
         for seat in self.acts:
             seat.others.append(0.0)
         waiting = {s.agent: s for s in self.seats if s.open}
         for seat in waiting.values():
-            seat.others[-1] += sum(float(step.reward) for name, step in answer.items() if name != seat.agent)
+            seat.others[-1] += sum(float(step.reward) for name, step in answer if name != seat.agent)
         calls: dict[str, Any] = {}
         self.acts = []
-        for name, step in answer.items():
+        for name, step in answer:
             if name not in waiting:
                 if step.done:
                     self._late(name, step)
@@ -155,6 +160,7 @@ class _Game:
             seat.state = str(step.info.get("state", step.observation))
             if step.done:
                 seat.open, seat.line = False, replace(seat.line, truncated=False)
+                del waiting[name]
             elif last:
                 seat.line = replace(seat.line, truncated=True)
             else:
