@@ -112,7 +112,7 @@ def page(
 def provided(recipe: Recipe) -> frozenset[str]:
     """The columns that come of the task's world, of those with one that pages name."""
     task = recipe.single.get("task")
-    worlds = ("frozen-lake", "dilemma", "delegation")
+    worlds = ("frozen-lake", "dilemma", "delegation", "draw-and-read", "redraw")
     return build_task(recipe).provides if task is not None and task.piece.slug in worlds else frozenset()
 
 

@@ -60,7 +60,7 @@ def played_together(world: World, row: dict[str, Any], script: Script) -> list[P
             _sound(answers)
             assert not isinstance(answers, Failed)
             acts = []
-            for name, step in answers.items():
+            for name, step in answers:
                 own = [part for part in parts if part.agent == name]
                 if own and not own[-1].episode.done:
                     _hear(own[-1].episode, step)
