@@ -39,6 +39,8 @@ class Denoising:
     """Whether the means of the steps are kept, for `mean_gap`."""
     noise_scale: tuple[float, ...] | None = None
     """Factor on the sampler's noise in each step, None for 1."""
+    tail: float = 1.0
+    """The share taken of the steps after the last that draws noise, with a solver of second order; 1: all, Euler's."""
     resolution: float = 1.0
     """Sides of a picture, as a share of those that the policy draws by itself."""
     matching: bool = False

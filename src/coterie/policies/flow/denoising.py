@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from coterie.errors import PolicyError
-from coterie.policies.flow import compared, steps
+from coterie.policies.flow import compared, steps, tail
 from coterie.policies.state import copy_state, trainable
 from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
 
@@ -157,8 +157,29 @@ class DenoisingPolicy:
         spec = steps.spec_of(sampling)
         groups = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(s) for s in seeds]))
         noise = self.noise(seeds, spec)
-        path = self.denoise(noise[:, 0], prompts, groups, spec, noise=noise[:, 1:], forked=spec.shared_noise)
+        few = tail.count(spec)
+        last = max(spec.stochastic) + 1 if few and spec.stochastic else spec.steps
+        path = self.denoise(noise[:, 0], prompts, groups, spec, noise=noise[:, 1:], last=last, forked=spec.shared_noise)
+        if few:
+            path = self._finish(path, prompts, groups, spec)
         return self.table(prompts, groups, path, sampling, entropy=entropy)
+
+    def _finish(self, path: Stretch, prompts: Sequence[Prompt], groups: Tensor, spec: Denoising) -> Stretch:
+        """The path with the samples that its last states become by `tail.finish`; states in between repeat the last."""
+        x, first = path.states[:, -1], path.std.shape[1]
+
+        def velocity(x: Tensor, step: Tensor, fine: Denoising) -> Tensor:
+            return self.velocity(x, prompts, groups, step, fine)
+
+        made = tail.finish(x, spec, first, velocity, self.levels)
+        states = torch.stack([*[x] * (spec.steps - first - 1), made], 1)
+        nothing = path.std.new_zeros(len(x), spec.steps - first)
+        return Stretch(
+            torch.cat([path.states, states], 1),
+            torch.cat([path.logp, nothing], 1),
+            torch.cat([path.std, nothing], 1),
+            torch.cat([path.means, states], 1),
+        )
 
     def noise(self, seeds: Sequence[Sequence[int]], spec: Denoising) -> Tensor:
         """Everything a rollout draws, by its seed alone: where it starts, then a draw a step. [B,steps+1,*shape]

@@ -30,12 +30,14 @@ def sliding_window(
     every: int = 25,
     move: Literal["forward", "random", "stay"] = "forward",
     leave_out: int = 1,
+    tail: float = 1.0,
 ) -> Rollouts:
     """Rollouts whose steps in the window are decisions; each is independent of the others.
 
     size: steps in the window. It starts at the first step and every `every` training steps it moves `stride` steps on,
     from noise to sample, and begins again after the end. The last `leave_out` steps are in no window. move: "random"
-    draws its place anew instead, "stay" keeps it at the first step.
+    draws its place anew instead, "stay" keeps it at the first step. tail: the share of the steps after the window
+    that is taken, with a solver of second order (Flash); 1 takes all of them as ever.
     """
     assert sampling.denoising is not None
     places = sampling.denoising.steps - leave_out - size + 1
@@ -45,9 +47,11 @@ def sliding_window(
             where="rollout.strategy=sliding_window",
             hint=f"denoise.steps={size + leave_out}, or a smaller rollout.strategy.size",
         )
+    if not 0 < tail <= 1:
+        raise RecipeError(f"tail is a share above 0 and at most 1, got {tail:g}", where="rollout.strategy.tail")
     first = window_start(step, places, stride=stride, every=every, move=move)
     record("window/start", float(first))
-    spec = replace(sampling.denoising, stochastic=tuple(range(first, first + size)))
+    spec = replace(sampling.denoising, stochastic=tuple(range(first, first + size)), tail=tail)
     return policy.rollout(prompts, seeds, replace(sampling, denoising=spec), entropy=entropy, ended=ended)
 
 
