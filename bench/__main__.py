@@ -28,6 +28,7 @@ BENCHES = {
     "step": "a GRPO step against TRL",
     "stability": "objectives on batches that are up to 64 updates late",
     "growth": "step time against prompts, group size, length and vocabulary",
+    "keep": "the update's first forward with and without the products that generation kept",
     "agents": "held-out success in worlds of many turns; GiGPO against GRPO, M-GRPO",
     "sandbox": "programs a second through the sandbox, and HumanEval's solutions",
     "flow_time": "MixGRPO and BranchGRPO against Flow-GRPO at equal held-out reward",
