@@ -14,7 +14,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-WIDE = 128
+WIDE = 256
 """Hidden size from which products take longer than writing down what they gave, and reading it."""
 
 _current: ContextVar[Replay | None] = ContextVar("replay", default=None)
