@@ -38,13 +38,13 @@ def run(options: Any) -> Findings:
 
         def step(limit: int, policy: Any = policy, prompts: Any = prompts, seeds: Any = seeds) -> list[float]:
             marks = [time.perf_counter()]
-            with policy.keeping(limit):
+            with policy.kept.keeping(limit):
                 rollouts = policy.rollout(prompts, seeds, Sampling(max_tokens=64))
             marks.append(time.perf_counter())
             policy.model.zero_grad(set_to_none=True)
             policy.score(rollouts)["logp"].mean().backward()
             marks.append(time.perf_counter())
-            policy.forget()
+            policy.kept.forget()
             return [marks[1] - marks[0], marks[2] - marks[1], marks[2] - marks[0]]
 
         step(LIMIT), step(0)

@@ -45,7 +45,7 @@ def collect(run: Run, step: int, clock: Clock) -> Rollouts | None:
     seen: list[Rollouts] = []
     dropped = drawn = 0
     if isinstance(run.policy, CausalLM):
-        run.policy.forget()  # of the step before
+        run.policy.kept.forget()  # of the step before
     for round_ in range(rounds):
         have = sum(len(k.prompts) for k in kept)
         if run.recorded is not None:
@@ -179,7 +179,7 @@ def complete(
     def ended(number: int, text: str) -> None:
         ahead.ask(number, text, prompts[number // each].row)
 
-    keeping = run.policy.keeping(s.update.keep_mib * 2**20) if isinstance(run.policy, CausalLM) else nullcontext()
+    keeping = run.policy.kept.keeping(s.update.keep_mib * 2**20) if isinstance(run.policy, CausalLM) else nullcontext()
     with keeping:
         return run.strategy(
             {"policy": run.policy, "prompts": prompts, "seeds": seeds, "sampling": of_step(run.recipe, run.task, step),

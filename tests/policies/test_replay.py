@@ -36,7 +36,7 @@ def counted(monkeypatch):
 
 
 def sampled(policy, prompts, seeds, limit=MUCH, **sampling):
-    with policy.keeping(limit):
+    with policy.kept.keeping(limit):
         return policy.rollout(prompts, seeds, Sampling(**{"max_tokens": 9, **sampling}))
 
 
@@ -68,7 +68,7 @@ def test_the_first_forward_multiplies_nothing(make_policy, prompts, seeds, count
     assert not counted
     torch.testing.assert_close(logp.detach(), rollouts["logp_old"].to(logp.dtype), atol=1e-5, rtol=0)
     got = gradients(policy, rollouts)
-    policy.forget()
+    policy.kept.forget()
     counted.clear()
     policy.score(rollouts)
     assert counted
@@ -86,9 +86,9 @@ def test_rows_in_any_order_and_number(make_policy, prompts, seeds, counted):
         policy.score(some)
         assert not counted
         got = gradients(policy, some)
-        kept, policy.engine.kept = policy.engine.kept, []
+        kept, policy.kept.calls = policy.kept.calls, []
         same(got, gradients(policy, some), 2e-5)
-        policy.engine.kept = kept
+        policy.kept.calls = kept
 
 
 def another_token(tokens, mask):
@@ -114,7 +114,7 @@ def test_what_was_changed_is_computed(make_policy, prompts, seeds, counted, chan
     policy.score(rollouts)
     assert counted
     got = gradients(policy, rollouts)
-    policy.forget()
+    policy.kept.forget()
     same(got, gradients(policy, rollouts), 0.0)
 
 
@@ -130,43 +130,43 @@ def test_other_weights_and_other_rollouts_are_computed(make_policy, prompts, see
         next(policy.model.get_decoder().layers.parameters()).add_(0.01)
     counted.clear()
     got = gradients(policy, rollouts)
-    assert counted and not policy.engine.kept
+    assert counted and not policy.kept.calls
     same(got, gradients(policy, rollouts), 0.0)
 
 
 def test_no_more_is_kept_than_was_allowed(make_policy, prompts, seeds):
     policy = make_policy("llama")
     sampled(policy, prompts, seeds)
-    size = policy.engine.kept[0].bytes
-    policy.forget()
+    size = policy.kept.calls[0].bytes
+    policy.kept.forget()
     sampled(policy, prompts, seeds, size - 1)
-    assert not policy.engine.kept
+    assert not policy.kept.calls
     for _ in range(2):
         sampled(policy, prompts, seeds, 2 * size - 1)
-    assert len(policy.engine.kept) == 1  # the second call found no room
+    assert len(policy.kept.calls) == 1  # the second call found no room
     sampled(policy, prompts, seeds, 0)
-    assert len(policy.engine.kept) == 1
+    assert len(policy.kept.calls) == 1
 
 
 def test_memory_is_used_again_and_holds_no_other_call_s_rows(make_policy, prompts, seeds):
     policy = make_policy("llama")
     old = sampled(policy, prompts, seeds)
-    table = next(iter(policy.engine.kept[0].tables.values()))
-    policy.forget()
+    table = next(iter(policy.kept.calls[0].tables.values()))
+    policy.kept.forget()
     new = sampled(policy, prompts[:2], [[91, 92], [93]], max_tokens=5)
-    assert next(iter(policy.engine.kept[0].tables.values())) is table
+    assert next(iter(policy.kept.calls[0].tables.values())) is table
     for rollouts in (old, new):
         got = gradients(policy, rollouts)
-        kept, policy.engine.kept = policy.engine.kept, []
+        kept, policy.kept.calls = policy.kept.calls, []
         same(got, gradients(policy, rollouts), 2e-5)
-        policy.engine.kept = kept
+        policy.kept.calls = kept
 
 
 def test_what_is_as_quick_to_compute_is_not_kept(make_policy, prompts, seeds, monkeypatch):
     policy = make_policy("llama")
     monkeypatch.setattr(replay, "WIDE", 33)  # the model is 32 wide
     sampled(policy, prompts, seeds)
-    assert not policy.engine.kept
+    assert not policy.kept.calls
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "adapted"])
@@ -177,4 +177,4 @@ def test_adapters_and_models_of_other_kinds_keep_nothing(make_policy, prompts, s
     else:
         policy = make_policy(family)
     sampled(policy, prompts, seeds)
-    assert not policy.engine.kept
+    assert not policy.kept.calls

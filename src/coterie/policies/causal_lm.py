@@ -24,7 +24,8 @@ from coterie.policies.logprobs import (
     score_min_p,
     score_shown,
 )
-from coterie.policies.packing import PackedGroups, Twins, pack, pack_groups
+from coterie.policies.packing import Twins, pack, pack_groups
+from coterie.policies.replay import Kept
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
 from coterie.policies.transformers_policy import TransformersPolicy
@@ -64,6 +65,7 @@ class CausalLM(TransformersPolicy):
         with evaluating(model):
             self._split = SplitModel(model)
             self._shared = SharedPrefix(self._split) if spec.shared_prefix else None
+        self.kept = Kept()
         self.engine = self._make_engine()
         if spec.gradient_checkpointing:
             settings: dict[str, Any] = {"use_reentrant": False}
@@ -88,7 +90,9 @@ class CausalLM(TransformersPolicy):
             if compiled:
                 compilable(self._shared)  # the copy is made when it is first sampled from, and would say so then
             return CopiedEngine(self.model, dtype, on_copy, context)
-        return LocalEngine(self.model, self.tokenizer, context=context, shared=self._shared, compiled=compiled)
+        return LocalEngine(
+            self.model, self.tokenizer, context=context, shared=self._shared, compiled=compiled, kept=self.kept
+        )
 
     @classmethod
     def load(cls, spec: ModelSpec, *, tokenizer: Any = None) -> CausalLM:
@@ -115,32 +119,6 @@ class CausalLM(TransformersPolicy):
     def generate(self, requests: Sequence[Request], *, entropy: bool = False, until: Until | None = None) -> Generation:
         """Complete requests with the engine."""
         return self.engine.generate(requests, entropy=entropy, until=until)
-
-    @contextmanager
-    def keeping(self, limit: int) -> Iterator[None]:
-        """Inside, generation keeps what the model's products gave, in so many bytes at most, and `score` with gradient
-        takes it from there while the weights are the same (see `coterie.policies.replay`).
-        """
-        with self.engine.keeping(limit) if isinstance(self.engine, LocalEngine) else nullcontext():
-            yield
-
-    def forget(self) -> None:
-        """Keep nothing of what generation computed."""
-        if isinstance(self.engine, LocalEngine):
-            self.engine.forget()
-
-    def _read(self, prompts: Sequence[Any], groups: Tensor, tokens: Tensor, mask: Tensor, packed: PackedGroups) -> Any:
-        """A context in which the products of a packed row are taken from what generation kept, if it kept them all."""
-        if not torch.is_grad_enabled() or self.model.training or not isinstance(self.engine, LocalEngine):
-            return nullcontext()
-        for kept in self.engine.kept:
-            if not kept.fresh:
-                self.forget()
-                break
-            at = kept.locate(prompts, groups, tokens, mask, packed.at, packed.ids.shape[1])
-            if at is not None:
-                return kept.read(at)
-        return nullcontext()
 
     def remember(self) -> Memory:
         """What episodes of many turns encode once a token: the engine's memory of the last prompts, until closed. Of an
@@ -388,7 +366,9 @@ class CausalLM(TransformersPolicy):
         """The hidden states [N,H] that predict the decisions, in row-major order of `mask`; of twins only the first."""
         if self._shared is not None and self.shares_prefix and len(groups) > len(groups.unique()) and mask.any():
             packed = pack_groups(prompts, groups, tokens, mask, branch)
-            with self._read(prompts, groups, tokens, mask, packed):
+            learns = torch.is_grad_enabled() and not self.model.training
+            place = (prompts, groups, tokens, mask, packed.at, packed.ids.shape[1])
+            with self.kept.reading(*place) if learns else nullcontext():
                 return self._shared.body(packed), packed.twins
         ids, row, column = pack(prompts, groups, tokens, mask)
         return self._split.body(ids)[row, column], None

@@ -8,7 +8,7 @@ by the tokens themselves, so a rollout that was changed, cut or made elsewhere i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -46,16 +46,6 @@ class Replay:
         self.at: Tensor | slice = slice(0, 0)
         self.reading = False
         self.encoded = 0
-
-    @classmethod
-    def within(
-        cls, limit: int, weights: Sequence[Tensor], prompt_tokens: int, rows: int, width: int, used: Replay | None
-    ) -> Replay | None:
-        """None where there is nothing to keep or it would take more bytes than the limit. `used`: one done with."""
-        each = sum(len(w) * w.element_size() for w in weights)
-        if each == 0 or (prompt_tokens + rows * width + 1) * each > limit:
-            return None
-        return cls(weights, prompt_tokens, rows, width, used)
 
     @property
     def capacity(self) -> int:
@@ -151,6 +141,53 @@ class Replay:
             assert begin is not None
             lines[last - size + 1 : last + 1] = torch.arange(begin, begin + size, device=at.device)
         return lines
+
+
+class Kept:
+    """What the calls of one step kept, the memory of those of the step before, and how many bytes there may be."""
+
+    def __init__(self) -> None:
+        self.limit = 0
+        self.calls: list[Replay] = []
+        self.used: Replay | None = None
+
+    @contextmanager
+    def keeping(self, limit: int) -> Iterator[None]:
+        """Inside, generation keeps what the model's products gave, where all of a call fits in so many bytes."""
+        self.limit = limit
+        try:
+            yield
+        finally:
+            self.limit = 0
+
+    def forget(self) -> None:
+        """Keep nothing but the memory it was in."""
+        if self.calls:
+            self.used = max(self.calls, key=lambda call: call.bytes)
+        self.calls = []
+
+    def room(self, weights: Sequence[Tensor], prompt_tokens: int, rows: int, width: int) -> Replay | None:
+        """For the tokens of one call; None where there is nothing to keep or no room."""
+        each = sum(len(w) * w.element_size() for w in weights)
+        left = self.limit - sum(call.bytes for call in self.calls)
+        if each == 0 or (prompt_tokens + rows * width + 1) * each > left:
+            return None
+        used, self.used = self.used, None
+        return Replay(weights, prompt_tokens, rows, width, used)
+
+    def reading(
+        self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, at: Tensor, length: int
+    ) -> AbstractContextManager[None]:
+        """Inside, the products of a packed row are read, if one call kept all of them and the weights are the same. The
+        arguments are those of `Replay.locate`.
+        """
+        if not all(call.fresh for call in self.calls):
+            self.forget()
+        for call in self.calls:
+            lines = call.locate(prompts, groups, tokens, mask, at, length)
+            if lines is not None:
+                return call.read(lines)
+        return nullcontext()
 
 
 def _as_slice(at: Tensor) -> Tensor | slice:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from coterie.errors import PolicyError
 from coterie.policies import replay
-from coterie.policies.replay import Replay
+from coterie.policies.replay import Kept, Replay
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.rollout.engines.base import Generation, Progress, Request, Until, room_for
 from coterie.rollout.engines.compiled import CompiledLayers, compilable
@@ -105,7 +105,8 @@ class LocalEngine:
     are never sampled (media placeholders, say); they leave the support, so scoring must leave them out too.
     Its log-probs are the trainer's own (`exact`) if `model` is what is trained.
     `compiled` runs the layers of a model built like Llama through torch.compile while decoding, which costs the first
-    call its compilation; a PolicyError says where that cannot be.
+    call its compilation; a PolicyError says where that cannot be. `kept` takes what the model's products gave, for the
+    first update (see `coterie.policies.replay`).
     `context` bounds prompt plus completion and defaults to the model's `max_position_embeddings`.
     """
 
@@ -120,6 +121,7 @@ class LocalEngine:
         context: int | None = None,
         shared: SharedPrefix | None = None,
         compiled: bool = False,
+        kept: Kept | None = None,
     ) -> None:
         self.exact = True
         self.model, self.tokenizer = model, tokenizer
@@ -132,36 +134,16 @@ class LocalEngine:
         self.forbid = tuple(forbid)
         self.context = context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.stop_ids = stop_ids(model, tokenizer)
-        self.keep_bytes = 0
-        self.kept: list[Replay] = []
-        self.used: Replay | None = None
-
-    def forget(self) -> None:
-        """Keep nothing of what was computed but the memory it was in."""
-        if self.kept:
-            self.used = max(self.kept, key=lambda k: k.bytes)
-        self.kept = []
-
-    @contextmanager
-    def keeping(self, limit: int) -> Iterator[None]:
-        """Inside, calls keep what the model's products gave in `kept`, where all of it fits in so many bytes."""
-        self.keep_bytes = limit
-        try:
-            yield
-        finally:
-            self.keep_bytes = 0
+        self.kept = kept
 
     def _replay(self, prompts: Collection[tuple[int, ...]], rows: int, longest: int) -> Replay | None:
         """Room for the products of a call's tokens."""
         llama = self.decoder.shared.llama if self.shares_prefix else None
-        if not self.keep_bytes or llama is None or llama.hooked or self.decoder.memory is not None:
+        if self.kept is None or llama is None or llama.hooked or self.decoder.memory is not None:
             return None
         if isinstance(self.decoder.layers, CompiledLayers):  # inside a compiled function nothing is kept
             return None
-        weights, encoded = llama.products(), sum(map(len, prompts))
-        held = sum(k.bytes for k in self.kept)
-        used, self.used = self.used, None
-        return Replay.within(self.keep_bytes - held, weights, encoded, rows, longest - 1, used)
+        return self.kept.room(llama.products(), sum(map(len, prompts)), rows, longest - 1)
 
     def remember(self) -> Memory:
         """From now until it is closed, a prompt that begins with one of the last call's is encoded from there on."""
@@ -212,9 +194,9 @@ class LocalEngine:
             waiting = [_Waiting(p, rows, max(limit[i] for i in rows)) for p, rows in prompts.items()]
             # Similar lengths come in side by side, and side by side they need little padding.
             self._run(deque(sorted(waiting, key=lambda w: len(w.prompt))), call, until)
-        if kept is not None:
+        if self.kept is not None and kept is not None:
             kept.finish(prompts, call.tokens, call.mask.sum(-1))
-            self.kept.append(kept)
+            self.kept.calls.append(kept)
         if call.logp.isnan().any():
             raise PolicyError(
                 "the model's logits are not numbers (NaN)",
