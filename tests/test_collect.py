@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from coterie.clock import Clock
-from coterie.collect import collect, roll_out, score, select_groups
+from coterie.collect import collect, roll_out, select_groups
 from coterie.errors import RewardError
+from coterie.grading import score
 from coterie.recipe import resolve
 from coterie.run import Run, build
 from tests.e2e.conftest import TINY

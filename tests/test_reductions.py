@@ -115,3 +115,8 @@ def test_unbroken_returns() -> None:
     want = [[1.0, 0.5, 2.0, 0.0], [1.5, 1.0, 0.0, 0.0], [0.0] * 4]
     assert reductions.unbroken_returns(x, there, 0.5, 0.9).tolist() == want
     assert reductions.unbroken_returns(x, there, 0.5, 0.1)[0].tolist() == [1.75, 1.5, 2.0, 0.0]
+
+
+def test_the_last_decision_is_one_of_each_row_that_has_any() -> None:
+    mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    assert reductions.last_decision(mask).nonzero().tolist() == [[0, 3], [2, 0], [3, 4]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from coterie.clock import Clock
-from coterie.collect import collect, teach
+from coterie.collect import collect
 from coterie.evaluator import evaluate
+from coterie.grading import teach
 from coterie.metrics import Collector
 from coterie.metrics import collect as gather
 from coterie.observe.reporter import Reporter

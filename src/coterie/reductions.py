@@ -161,6 +161,11 @@ def shared_prefixes(tokens: Tensor, mask: Tensor, groups: Tensor) -> Tensor:
     return torch.where(mask, node[:, 1:][path].gather(1, place.clamp_min(0)), -1)
 
 
+def last_decision(mask: Tensor) -> Tensor:
+    """Which decision of each rollout is its last; none where it has none. [B,T] -> [B,T] bool"""
+    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
+
+
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """Sum over the decisions of each rollout; whatever stands in padding is ignored. [B,T] -> [B]"""
     return torch.where(mask, x, torch.zeros_like(x)).sum(-1)

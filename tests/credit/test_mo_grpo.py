@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from oracles import inputs
 from oracles.group_norm import group_norm as oracle
 
-from coterie.collect import _combine
 from coterie.credit import decoupled_norm, group_norm
+from coterie.grading import combine
 
 PAIR = torch.zeros(2, dtype=torch.long)
 
@@ -40,14 +40,14 @@ def test_against_the_oracle(kind: str) -> None:
             parts["safe"][::2] = np.nan
         weights = {"exact": 0.7, "format": 0.3, "safe": -0.2}
         want = oracle(weighted(parts, weights, len(n["groups"])), n["groups"].tolist())
-        summed = _combine({k: torch.from_numpy(v) for k, v in parts.items()}, weights)
+        summed = combine({k: torch.from_numpy(v) for k, v in parts.items()}, weights)
         got = group_norm(summed, torch.from_numpy(n["groups"]))
         np.testing.assert_allclose(got.numpy(), want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.oracle("mo-grpo")
 def test_numbers_of_the_source() -> None:
-    summed = _combine({"safe": R(1, 0), "helpful": R(0, 1)}, {"safe": 0.7, "helpful": 0.3})
+    summed = combine({"safe": R(1, 0), "helpful": R(0, 1)}, {"safe": 0.7, "helpful": 0.3})
     assert summed.tolist() == pytest.approx([0.7, 0.3])
     assert group_norm(summed, PAIR).tolist() == pytest.approx([0.706857, -0.706857], abs=1e-6)
 
@@ -57,7 +57,7 @@ def test_numbers_of_the_source() -> None:
 def test_with_all_weight_on_one_head_it_is_grpo(rows: list[tuple[float, float]]) -> None:
     a, b = (R(*column) for column in zip(*rows, strict=True))
     groups = torch.zeros(len(rows), dtype=torch.long)
-    assert torch.equal(group_norm(_combine({"a": a, "b": b}, {"a": 1.0, "b": 0.0}), groups), group_norm(a, groups))
+    assert torch.equal(group_norm(combine({"a": a, "b": b}, {"a": 1.0, "b": 0.0}), groups), group_norm(a, groups))
 
 
 @pytest.mark.reduction("mo-grpo", "gdpo")
@@ -66,7 +66,7 @@ def test_equal_sums_are_not_told_apart_and_gdpo_tells_them(rare: float) -> None:
     """Two heads swapped give the same sum; by itself the rarer one weighs more."""
     parts = {"a": R(1, 0, 0, 0, 0), "b": R(0, 1, 1, 0, 0)}
     groups, ones = torch.zeros(5, dtype=torch.long), {"a": 1.0, "b": 1.0}
-    summed = group_norm(_combine(parts, ones), groups)
+    summed = group_norm(combine(parts, ones), groups)
     assert summed[0] == summed[1]
     apart = decoupled_norm({k: rare * v for k, v in parts.items()}, ones, groups)
     assert apart[0] > apart[1] > 0

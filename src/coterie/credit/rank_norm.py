@@ -9,7 +9,7 @@ from coterie.credit.group_norm import group_norm
 from coterie.errors import RecipeError
 from coterie.metrics import record
 from coterie.pieces import credit
-from coterie.reductions import at_turn, turn_count
+from coterie.reductions import at_turn, last_decision, turn_count
 
 
 @credit(paper="arXiv:2510.20150", shape="B T", min_group=2)
@@ -48,7 +48,7 @@ def rank_norm(
         record("rank/dcg", relevance[:, 0])
     place = groups.unsqueeze(-1) * len(rank) + rank
     centred = group_norm(relevance.flatten(), place.flatten(), scale=scale, ddof=ddof, eps=eps).view_as(relevance)
-    end = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1) & ~truncated.unsqueeze(-1)
+    end = last_decision(mask) & ~truncated.unsqueeze(-1)
     more = -count_bonus * (rank >= (len(rank) if items is None else items)).to(centred.dtype)
     out = at_turn(torch.where(there, centred, more), turn, mask & ~end)
     if items is None:

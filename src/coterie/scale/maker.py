@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from coterie.clock import Clock
-from coterie.collect import complete, score
+from coterie.collect import complete
 from coterie.errors import PolicyError
+from coterie.grading import score
 from coterie.metrics import Collector, collect
 from coterie.recipe import Recipe, resolve
 from coterie.rollouts import Rollouts

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from oracles import co_grpo as oracle
 
 from coterie.clock import Clock
-from coterie.collect import _completion_ids
 from coterie.collect import collect as collect_batch
 from coterie.credit import group_norm
 from coterie.errors import CoterieError
+from coterie.grading import completion_ids
 from coterie.loop import credit, select
 from coterie.metrics import Collector, collect
 from coterie.objectives.ratios import sequence, token
@@ -124,7 +124,7 @@ def test_a_pass_does_what_its_action_says() -> None:
 def test_graders_read_tokens_and_people_read_actions() -> None:
     policy = make()
     made = roll(policy)
-    for ids, row, mask in zip(_completion_ids(made), made["tokens"], made["mask"], strict=True):
+    for ids, row, mask in zip(completion_ids(made), made["tokens"], made["mask"], strict=True):
         ends = mask[:WIDTH].nonzero()
         assert ids == row[: int(ends[-1]) + 1 if len(ends) else 0].tolist()
     for texts, mask in zip(policy.decision_texts(made), made["mask"], strict=True):

@@ -11,8 +11,8 @@ from oracles import inputs
 from oracles.paco_grpo import log_tamed as oracle
 from oracles.paco_grpo import variations
 
-from coterie.collect import _combine
 from coterie.credit import group_norm
+from coterie.grading import combine
 from coterie.metrics import Collector, collect
 from coterie.rewards.shaping import log_tamed
 
@@ -38,14 +38,14 @@ def test_against_the_oracle(kind: str, above: Any) -> None:
             parts["far"] = np.where(np.random.default_rng(seed).random(len(parts["far"])) < 0.4, np.nan, parts["far"])
         weights = {"exact": 1.0, "format": 0.5, "far": -0.1, "note": 0.0}
         t = {k: torch.from_numpy(v) for k, v in parts.items()}
-        near(log_tamed(_combine(t, weights), t, weights, above=above), oracle(parts, weights, above), 1e-9)
+        near(log_tamed(combine(t, weights), t, weights, above=above), oracle(parts, weights, above), 1e-9)
 
 
 @pytest.mark.oracle("paco-grpo")
 def test_numbers_of_the_source() -> None:
     parts = {"a": R(0.2, 0.4, 0.6, 0.8), "b": R(1, 9, 0, 4)}
     assert [round(h, 3) for h in variations({k: v.tolist() for k, v in parts.items()}).values()] == [0.447, 1.0]
-    got = log_tamed(_combine(parts, ONES), parts, ONES)
+    got = log_tamed(combine(parts, ONES), parts, ONES)
     near(got, [0.8931, 2.7026, 0.6, 2.4094], 1e-4)
     advantages = group_norm(got, torch.tensor([0, 0, 1, 1]), scale="batch_std", ddof=0, eps=1e-6)
     near(advantages, [-0.9871, 0.9871, -0.9871, 0.9871], 1e-4)
