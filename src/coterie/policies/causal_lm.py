@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from coterie.policies.logprobs import (
     score_shown,
 )
 from coterie.policies.packing import Twins, pack, pack_groups
-from coterie.policies.replay import Kept
+from coterie.policies.replay import Kept, as_slice
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
 from coterie.policies.transformers_policy import TransformersPolicy
@@ -368,7 +368,15 @@ class CausalLM(TransformersPolicy):
             packed = pack_groups(prompts, groups, tokens, mask, branch)
             learns = torch.is_grad_enabled() and not self.model.training
             place = (prompts, groups, tokens, mask, packed.at, packed.ids.shape[1])
-            with self.kept.reading(*place) if learns else nullcontext():
+            if not learns or (found := self.kept.find(*place)) is None:
+                return self._shared.body(packed), packed.twins
+            kept, lines = found
+            ordered, order = lines.sort()
+            if isinstance(at := as_slice(ordered), slice):  # all of a call: its tables are read as they are
+                packed = packed.ordered(order)
+            else:
+                at = lines
+            with kept.read(at):
                 return self._shared.body(packed), packed.twins
         ids, row, column = pack(prompts, groups, tokens, mask)
         return self._split.body(ids)[row, column], None

@@ -104,16 +104,19 @@ class Llama:
         """Whether somebody watches or wraps the modules that are passed by here."""
         return any(m._forward_hooks or m._forward_pre_hooks for m in self.watched)
 
-    def products(self) -> list[Tensor]:
-        """The weights whose products a forward takes from a `Replay`, where there is one; none where it is as quick to
-        multiply."""
-        out: list[Tensor] = []
+    def products(self) -> list[tuple[Tensor, ...]]:
+        """The weights whose products a forward takes from a `Replay`, where there is one, those of one factor together;
+        none where it is as quick to multiply.
+        """
         if self.decoder.config.hidden_size < replay.WIDE:
-            return out
+            return []
+        out: list[tuple[Tensor, ...]] = []
         for layer in self.decoder.layers:
-            mine, mlp = layer.self_attn, layer.mlp
-            out += [m.weight for m in (mine.q_proj, mine.k_proj, mine.v_proj, mine.o_proj) if _plain(m)]
-            out += [m.weight for m in _gated(mlp) or ()]
+            mine = layer.self_attn
+            gated = [(m,) for m in _gated(layer.mlp) or ()]
+            for modules in ((mine.q_proj, mine.k_proj, mine.v_proj), (mine.o_proj,), *gated):
+                if all(map(_plain, modules)):
+                    out.append(tuple(m.weight for m in modules))
         return out
 
     def __call__(

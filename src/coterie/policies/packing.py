@@ -64,6 +64,17 @@ class PackedGroups(NamedTuple):
     layout: Layout
     twins: Twins | None = None
 
+    def ordered(self, order: Tensor) -> PackedGroups:
+        """The same tokens in another order: the i-th is the order[i]-th of these. order [L]"""
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        return self._replace(
+            ids=self.ids[:, order],
+            positions=self.positions[:, order],
+            at=place[self.at],
+            layout=self.layout.ordered(order, place),
+        )
+
 
 def pack_groups(
     prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, branch: Tensor | None = None

@@ -7,8 +7,9 @@ by the tokens themselves, so a rollout that was changed, cut or made elsewhere i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -26,39 +27,53 @@ def current() -> Replay | None:
 
 
 class Replay:
-    """A table a weight, a line a token: of prompts first, then of B rows of completions, `width` lines each; one more
-    line takes what nobody needs. Prompts and rows are looked up by their tokens.
+    """A table a product, a line a token, in the order in which tokens went through the model. `products` are the
+    weights, those that are multiplied side by side together. Prompts and rows are looked up by their tokens.
     """
 
     def __init__(
-        self, weights: Sequence[Tensor], prompt_tokens: int, rows: int, width: int, used: Replay | None = None
+        self,
+        products: Sequence[Sequence[Tensor]],
+        prompt_tokens: int,
+        rows: int,
+        width: int,
+        used: Replay | None = None,
     ) -> None:
-        self.weights = {id(w): w for w in weights}
-        self.made_of = [(w._version, w.data_ptr()) for w in weights]
-        self.first, self.width, self.lines = prompt_tokens, width, prompt_tokens + rows * width
-        self.tables: dict[int, Tensor]
-        if used is not None and used.tables.keys() == self.weights.keys() and used.capacity > self.lines:
+        weights = [w for product in products for w in product]
+        self.made_of = [(w, w._version, w.data_ptr()) for w in weights]
+        lines, widths = prompt_tokens + rows * width, [sum(map(len, product)) for product in products]
+        self.tables: list[Tensor]
+        if used is not None and [t.shape[1] for t in used.tables] == widths and len(used.tables[0]) >= lines:
             self.tables = used.tables  # memory that is mapped already: pages are slow to get
         else:  # made outside inference mode: a backward pass will need them
-            self.tables = {id(w): torch.empty(self.lines + 1, len(w), dtype=w.dtype, device=w.device) for w in weights}
-        self.prompts: dict[tuple[int, ...], int] = {}
-        self.rows: dict[tuple[int, bytes], int] = {}
+            first = weights[0]
+            self.tables = [torch.empty(lines, n, dtype=first.dtype, device=first.device) for n in widths]
+        self.place = {
+            id(w): (table, sum(map(len, product[:i])), len(w))
+            for table, product in zip(self.tables, products, strict=True)
+            for i, w in enumerate(product)
+        }
+        """Of each weight its table, and the columns there."""
+        self.line = torch.zeros(rows, width, dtype=torch.int64, device=weights[0].device)
+        """Of each row's tokens."""
+        self.prompts: dict[tuple[int, ...], tuple[int, Tensor]] = {}
+        """Number, and the lines of its tokens."""
+        self.rows: dict[tuple[int, bytes], list[int]] = {}
+        """Rows by their prompt's number and their tokens."""
+        self.filled = 0
         self.at: Tensor | slice = slice(0, 0)
+        self.some: Tensor | None = None
+        """The forward's tokens that are written down; None: all."""
         self.reading = False
-        self.encoded = 0
-
-    @property
-    def capacity(self) -> int:
-        return min(len(t) for t in self.tables.values())
 
     @property
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.tables.values())
+        return sum(t.numel() * t.element_size() for t in self.tables)
 
     @property
     def fresh(self) -> bool:
         """Whether the weights are still those that were multiplied by."""
-        return [(w._version, w.data_ptr()) for w in self.weights.values()] == self.made_of
+        return all((w._version, w.data_ptr()) == (version, where) for w, version, where in self.made_of)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -70,10 +85,10 @@ class Replay:
             _current.reset(token)
 
     @contextmanager
-    def read(self, at: Tensor) -> Iterator[None]:
+    def read(self, at: Tensor | slice) -> Iterator[None]:
         """Inside, products of the tokens that stand in lines `at` [L] are read."""
         token = _current.set(self)
-        self.reading, self.at = True, _as_slice(at)
+        self.reading, self.at = True, at
         try:
             yield
         finally:
@@ -81,39 +96,57 @@ class Replay:
             _current.reset(token)
 
     def encode(self, prompts: Sequence[Sequence[int]], last: Tensor, length: int) -> None:
-        """The next forward is over these prompts, packed in a row of `length` tokens; `last` [n] end them."""
-        self.at = torch.arange(self.encoded, self.encoded + length, device=last.device)
+        """The next forward is over these prompts, packed in a row of `length` tokens; `last` [n] end them. Their lines
+        are the last of the block: with the completions after them they are what predicts something.
+        """
+        ends = torch.zeros(length, dtype=torch.bool, device=last.device)
+        ends[last] = True
+        self.at, self.some = torch.empty(length, dtype=torch.int64, device=last.device), None
+        self.at[torch.argsort(ends, stable=True)] = torch.arange(self.filled, self.filled + length, device=last.device)
+        self.filled += length
         for prompt, end in zip(prompts, last.tolist(), strict=True):
-            self.prompts[tuple(prompt)] = self.encoded + end + 1 - len(prompt)
-        self.encoded += length
+            self.prompts[tuple(prompt)] = len(self.prompts), self.at[end + 1 - len(prompt) : end + 1]
 
     def step(self, rows: Tensor, taken: Tensor, active: Tensor) -> None:
         """The next forward is over the last of the tokens that these rows [n] have taken, if they are still active."""
-        self.at = torch.where(active, self.first + rows * self.width + taken - 1, self.lines)
+        self.some = None if bool(active.all()) else active.nonzero().squeeze(-1)
+        if self.some is not None:
+            rows, taken = rows[self.some], taken[self.some]
+        self.at = slice(self.filled, self.filled + len(rows))
+        self.line[rows, taken - 1] = torch.arange(self.at.start, self.at.stop, device=rows.device)
+        self.filled += len(rows)
 
     def finish(self, prompts: Mapping[tuple[int, ...], Sequence[int]], tokens: Tensor, counts: Tensor) -> None:
         """All is kept: each prompt's rows, and their tokens [B,T], of which `counts` [B] were sampled."""
         words, sizes = tokens.cpu().numpy(), counts.tolist()
         for prompt, rows in prompts.items():
-            if (start := self.prompts.get(prompt)) is not None:
+            if prompt in self.prompts:
                 for row in rows:
-                    self.rows[start, words[row, : sizes[row]].tobytes()] = self.first + row * self.width
+                    key = self.prompts[prompt][0], words[row, : sizes[row]].tobytes()
+                    self.rows.setdefault(key, []).append(row)
 
     def narrow(self, rows: Tensor) -> None:
         """From now on the forward is over these of its tokens [N]."""
-        self.at = self.at[rows] if isinstance(self.at, Tensor) else _as_slice(rows + (self.at.start or 0))
+        self.at = self.at[rows] if isinstance(self.at, Tensor) else as_slice(rows + self.at.start)
 
     def known(self, weight: Tensor) -> Tensor | None:
         """The product of the forward's tokens with a weight, where it is kept and not being made. [L,O]"""
-        table = self.tables.get(id(weight)) if self.reading else None
-        return None if table is None else table[self.at]
+        if not self.reading or id(weight) not in self.place:
+            return None
+        table, first, width = self.place[id(weight)]
+        return table[self.at, first : first + width]
 
     def keep(self, weight: Tensor, product: Tensor) -> None:
-        """Note what the forward's tokens times a weight gave, while it is being made."""
-        table = None if self.reading else self.tables.get(id(weight))
-        if table is not None:
-            assert isinstance(self.at, Tensor)
-            table.index_copy_(0, self.at, product)
+        """Note what the forward's tokens times a weight gave, and those beside it, while it is being made. [L,O]"""
+        if self.reading or id(weight) not in self.place:
+            return
+        table, first, _ = self.place[id(weight)]
+        target = table[:, first : first + product.shape[1]]
+        product = product if self.some is None else product.index_select(0, self.some)
+        if isinstance(self.at, slice):
+            target[self.at].copy_(product)
+        else:
+            target.index_copy_(0, self.at, product)
 
     def locate(
         self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, at: Tensor, length: int
@@ -125,21 +158,21 @@ class Replay:
         if bool((mask != (slots < counts.unsqueeze(-1))).any()):
             return None
         known = {group: self.prompts.get(tuple(prompts[group])) for group in groups.unique().tolist()}
-        words, begins = tokens.cpu().numpy(), []
+        words, mine, seen = tokens.cpu().numpy(), [], Counter[tuple[int, bytes]]()
         for i, (group, count) in enumerate(zip(groups.tolist(), counts.tolist(), strict=True)):
             prompt = known[group]
-            begin = None if prompt is None else self.rows.get((prompt, words[i, :count].tobytes()))
-            if begin is None:
+            key = (-1 if prompt is None else prompt[0], words[i, :count].tobytes())
+            if (alike := self.rows.get(key)) is None:
                 return None
-            begins.append(begin)
+            mine.append(alike[seen[key] % len(alike)])
+            seen[key] += 1
         lines = torch.empty(length, dtype=torch.int64, device=at.device)
         row, place = mask.nonzero(as_tuple=True)
-        lines[at] = torch.tensor(begins, device=at.device)[row] + place - 1
         first = place == 0
+        lines[at[~first]] = self.line[torch.tensor(mine, device=at.device)[row[~first]], place[~first] - 1]
         for last, group in zip(at[first].tolist(), groups[row[first]].tolist(), strict=True):
-            size, begin = len(prompts[group]), known[group]
-            assert begin is not None
-            lines[last - size + 1 : last + 1] = torch.arange(begin, begin + size, device=at.device)
+            _, own = known[group]  # type: ignore[misc]
+            lines[last - len(own) + 1 : last + 1] = own
         return lines
 
 
@@ -166,31 +199,31 @@ class Kept:
             self.used = max(self.calls, key=lambda call: call.bytes)
         self.calls = []
 
-    def room(self, weights: Sequence[Tensor], prompt_tokens: int, rows: int, width: int) -> Replay | None:
+    def room(self, products: Sequence[Sequence[Tensor]], prompt_tokens: int, rows: int, width: int) -> Replay | None:
         """For the tokens of one call; None where there is nothing to keep or no room."""
-        each = sum(len(w) * w.element_size() for w in weights)
+        each = sum(len(w) * w.element_size() for product in products for w in product)
         left = self.limit - sum(call.bytes for call in self.calls)
-        if each == 0 or (prompt_tokens + rows * width + 1) * each > left:
+        if each == 0 or (prompt_tokens + rows * width) * each > left:
             return None
         used, self.used = self.used, None
-        return Replay(weights, prompt_tokens, rows, width, used)
+        return Replay(products, prompt_tokens, rows, width, used)
 
-    def reading(
+    def find(
         self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, at: Tensor, length: int
-    ) -> AbstractContextManager[None]:
-        """Inside, the products of a packed row are read, if one call kept all of them and the weights are the same. The
-        arguments are those of `Replay.locate`.
+    ) -> tuple[Replay, Tensor] | None:
+        """The call that kept the products of all of a packed row, and the line of each token; None where there is none
+        of the same weights. The arguments are those of `Replay.locate`.
         """
         if not all(call.fresh for call in self.calls):
             self.forget()
         for call in self.calls:
             lines = call.locate(prompts, groups, tokens, mask, at, length)
             if lines is not None:
-                return call.read(lines)
-        return nullcontext()
+                return call, lines
+        return None
 
 
-def _as_slice(at: Tensor) -> Tensor | slice:
+def as_slice(at: Tensor) -> Tensor | slice:
     """Lines that follow one another are read without a copy."""
     first = int(at[0])
     in_line = torch.equal(at, torch.arange(first, first + len(at), device=at.device))

@@ -10,7 +10,7 @@ number a query are kept, and the scores of a block are made again in the backwar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -50,8 +50,9 @@ class Layout:
     """Where the L tokens of a packed row lie in the S padded slots of attention.
 
     `token` [S] is the token in each slot (any, in padding), `slot` [L] the slot of each token and its query, and `real`
-    [S] says which slots those are. `again` lists the slots that hold a token once more, for its key and value. All are
-    None when slots and tokens are the same thing, as they are when nothing forks and lengths in a bundle are equal.
+    [S] says which slots those are; None: all. `again` lists the slots that hold a token once more, for its key and
+    value. All are None when slots and tokens are the same thing, as they are when nothing forks and lengths in a bundle
+    are equal.
     """
 
     bundles: tuple[Bundle, ...]
@@ -62,10 +63,18 @@ class Layout:
 
     def spread(self, x: Tensor, *, zero: bool = False) -> Tensor:
         """[L,...] -> [S,...]; what is not real is anything finite, or 0 if asked."""
-        if self.token is None or self.real is None:
+        if self.token is None:
             return x
         x = x.index_select(0, self.token)
-        return x.masked_fill_(~self.real.view(-1, *[1] * (x.dim() - 1)), 0) if zero else x
+        if not zero or self.real is None:
+            return x
+        return x.masked_fill_(~self.real.view(-1, *[1] * (x.dim() - 1)), 0)
+
+    def ordered(self, order: Tensor, place: Tensor) -> Layout:
+        """For the same tokens in another order: the i-th is the order[i]-th of these; `place` is the inverse. [L]"""
+        if self.token is None or self.slot is None:
+            return replace(self, token=place, slot=order)
+        return replace(self, token=place[self.token], slot=self.slot[order])
 
     def gather(self, x: Tensor) -> Tensor:
         """[S,...] -> [L,...]"""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from coterie.policies.attention import Rule
 from coterie.policies.two_part import block_elements
-from coterie.rollout.engines.segments import attend_part
 
 
 class Block(NamedTuple):
@@ -110,8 +109,7 @@ class Extension:
         repeat = q.shape[1] // heads
         slots = torch.arange(self.width, device=q.device)
         out = q.new_empty(len(q), q.shape[1], v.shape[2])
-        scores = q.shape[1] * self.queries.shape[1] * self.width
-        step = max(1, block_elements(q.device) // scores)
+        step = max(1, block_elements(q.device) // (q.shape[1] * self.queries.shape[1] * self.width))
         for first in range(0, len(self.queries), step):
             some = slice(first, first + step)
             place = self.queries[some]
@@ -119,8 +117,12 @@ class Extension:
             at = self.at[place].unsqueeze(-1)
             unseen = slots > at if rule.window is None else (slots > at) | (at - slots >= rule.window)
             unseen = unseen.repeat_interleave(repeat, 1).unsqueeze(1)
-            part = attend_part(together, keys[some], values[some], unseen, rule.softcap)
-            rows = (part.weighted / part.total).to(q.dtype).unflatten(2, (-1, repeat)).permute(0, 2, 1, 3, 4)
+            scores = together @ keys[some].mT
+            scores = scores if scores.dtype == torch.float64 else scores.float()
+            if rule.softcap is not None:
+                scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
+            weights = scores.masked_fill_(unseen, float("-inf")).softmax(-1).to(values.dtype)
+            rows = (weights @ values[some]).unflatten(2, (-1, repeat)).permute(0, 2, 1, 3, 4)
             mine = (self.row >= first) & (self.row < first + step)
             out[mine] = rows.flatten(2, 3)[self.row[mine] - first, self.within[mine]]
         return out

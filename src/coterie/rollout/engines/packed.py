@@ -1,20 +1,25 @@
 """A Llama-family model's weights laid out for decoding on a CPU: few rows at a time, the same weights every step.
 
 oneDNN reorders a matrix once and multiplies few rows by it about twice as fast as the plain layout; queries, keys and
-values are one product. Adapters are added into the copy.
+values are one product. Adapters are added into the copy, and in float32 what is constant about norms and scores too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from coterie.policies import replay
-from coterie.policies.llama import Layer, Linear, Llama
+from coterie.policies.llama import Layer, Linear, Llama, Norm, rotate
 
+Affine = tuple[Tensor, Tensor | None]
+"""A matrix, and a bias where there is one."""
 _LARGEST = 2**32
 """Bytes of weights above which there is no second copy."""
 
@@ -42,7 +47,7 @@ class PackedWeights:
 
     @torch.no_grad()
     def _pack(self) -> list[Layer] | None:
-        layers = []
+        layers: list[Layer] = []
         for layer, module in zip(self.llama.layers, self.llama.decoder.layers, strict=True):
             mine, mlp = module.self_attn, module.mlp
             parts = [mine.q_proj, mine.k_proj, mine.v_proj, mine.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
@@ -50,16 +55,74 @@ class PackedWeights:
             if any(f is None for f in found):
                 return None
             q, k, v, o, gate, up, down = (f for f in found if f is not None)
-            sizes = [q[0].shape[0], k[0].shape[0], v[0].shape[0]]
-            layers.append(
-                replace(
-                    layer,
-                    qkv=_Split(_product(q, k, v), sizes),
-                    out=_product(o),
-                    mlp=_Gated(_product(gate), _product(up), _product(down), mlp.act_fn),
-                )
-            )
+            act = partial(silu, inplace=True) if type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation") else mlp.act_fn
+            if q[0].dtype == torch.float32:
+                layers.append(_folded(layer, (q, k, v), o, (gate, up, down), act))
+            else:
+                sizes = [len(w) for w, _ in (q, k, v)]
+                mlp = _Gated(_product(gate), _product(up), _product(down), act)
+                layers.append(replace(layer, qkv=_Split(_product(q, k, v), sizes), out=_product(o), mlp=mlp))
         return layers
+
+
+def _folded(layer: Layer, qkv: Sequence[Affine], o: Affine, gated: Sequence[Affine], act: Linear) -> _Folded:
+    before, after = _constant(layer.before), _constant(layer.after)
+    gate, up, down = gated
+    heads, units = [len(w) // layer.head for w, _ in qkv[:2]], [_Unit(layer.before), _Unit(layer.after)]
+    rule, factor = layer.rule, None
+    if layer.q_norm is not None and layer.k_norm is not None:
+        units.append(_Unit(layer.q_norm))
+        both = _constant(layer.q_norm) * rule.scaling, _constant(layer.k_norm)
+        factor = torch.cat([x.expand(n, -1) for x, n in zip(both, heads, strict=True)])
+        rule = rule._replace(scaling=1.0)
+    own = {f.name: getattr(layer, f.name) for f in fields(layer)}
+    own |= {
+        "rule": rule,
+        "out": _product(o),
+        "mlp": _Gated(_product(gate, scale=after), _product(up, scale=after), _product(down), act),
+    }
+    return _Folded(**own, product=_product(*qkv, scale=before), heads=heads, units=units, factor=factor)
+
+
+@dataclass
+class _Folded(Layer):
+    """A layer whose matrices hold what is constant about the norms before them, so that little is left between them."""
+
+    product: Linear
+    """Queries, keys and values of x."""
+    heads: list[int]
+    """Of queries, and of keys and values."""
+    units: list[_Unit]
+    """In the place of `before`, `after` and, where there are some, the norms of queries and keys."""
+    factor: Tensor | None
+    """What is constant about the norms of queries and keys, the factor of scores included. [h+K,D]"""
+
+    def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        made = self.product(self.units[0](x)).unflatten(-1, (-1, self.head))
+        turned, v = made.split([sum(self.heads), self.heads[1]], 1)
+        if self.factor is not None:
+            turned = self.units[2](turned).mul_(self.factor)
+        q, k = rotate(turned, cos, sin).split(self.heads, 1)
+        return q, k, v
+
+    def leave(self, x: Tensor, found: Tensor) -> Tensor:
+        x = self.out(found).add_(x)
+        return self.mlp(self.units[1](x)).add_(x)
+
+
+class _Unit:
+    """x over its norm: what of a root-mean-square norm is not constant."""
+
+    def __init__(self, norm: Norm) -> None:
+        self.floor = torch.tensor((norm.eps * len(norm.weight)) ** 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
+
+
+def _constant(norm: Norm) -> Tensor:
+    """What x over its norm is multiplied by. [H]"""
+    return norm.weight * len(norm.weight) ** 0.5
 
 
 @dataclass
@@ -82,24 +145,25 @@ class _Gated:
         return self.down(self.act(self.gate(x)).mul_(self.up(x)))
 
 
-def _product(*parts: tuple[Tensor, Tensor | None]) -> Linear:
-    """x -> x times the matrices, side by side; what each gave is kept where somebody keeps it."""
+def _product(*parts: Affine, scale: Tensor | None = None) -> Linear:
+    """x [n,H] -> x times scale [H] times the matrices, side by side; what that gave is kept where somebody keeps it."""
     weight = torch.cat([w for w, _ in parts])
+    if scale is not None:
+        weight = weight * scale
     bias = None if parts[0][1] is None else torch.cat([b for _, b in parts if b is not None])
     multiply, packed = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._reorder_linear_weight(weight, 32)
-    matrices, sizes = [w for w, _ in parts], [len(w) for w, _ in parts]
+    first = parts[0][0]
 
     def times(x: Tensor) -> Tensor:
         out = multiply(x, packed, bias, "none", [], "")
         if (kept := replay.current()) is not None:
-            for matrix, part in zip(matrices, out.split(sizes, -1), strict=True):
-                kept.keep(matrix, part)
+            kept.keep(first, out)
         return out
 
     return times
 
 
-def weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None] | None:
+def weight_and_bias(module: Any) -> Affine | None:
     """What a linear layer multiplies by, adapters included; None for layers of another kind."""
     if type(module) is torch.nn.Linear:
         return module.weight, module.bias

@@ -1,8 +1,8 @@
 """Keys and values of rows being decoded, in stretches that rows share: what a prompt or a fork leaves is never copied.
 
-A row's context is a chain of segments, its prompt first, then what it shared with others before each fork, and last its
-own. A query attends to each stretch by itself, all rows of a stretch in one product, and the parts are put together by
-their sums of exponentials (as flash attention does). So forking costs the same however much lies before the fork.
+A row's context is a chain of segments: its prompt, what it shared with others before each fork, and last its own. A
+query meets each stretch by itself, all rows of a stretch in one product; its scores of all of them are a row of one
+softmax. So forking costs the same however much lies before the fork.
 """
 
 from __future__ import annotations
@@ -15,21 +15,10 @@ from torch.nn.functional import pad
 
 from coterie.policies.attention import Rule
 
-_HIDDEN = -1e30
-"""The score of what may not be seen: finite, so that a stretch wholly out of sight has weight 0 and not NaN."""
 _FIRST = 32
 """Tokens a row has room for at first; the room doubles when it is full."""
 _FREE = 64
 """Slots of padding that are cheaper than attending twice, whatever stands beside them."""
-
-
-class Part(NamedTuple):
-    """Attention to some of the keys: sum of exp(score - top) times value [n,K,M,E], that of exp(score - top) [n,K,M,1]
-    and top, the largest score [n,K,M,1]."""
-
-    weighted: Tensor
-    total: Tensor
-    top: Tensor
 
 
 class Block(NamedTuple):
@@ -47,10 +36,6 @@ class Segments:
     def __init__(self, keys: list[Tensor], values: list[Tensor], starts: Tensor, sizes: Tensor, of: Tensor) -> None:
         self.keys, self.values, self.starts, self.sizes = keys, values, starts, sizes
         self.width, self.tokens = int(sizes.max()), int(sizes.sum())
-        self.padding: Tensor | None = None
-        if int(sizes.min()) < self.width:
-            slots = torch.arange(self.width, device=of.device)
-            self.padding = (slots >= sizes.unsqueeze(-1)).view(-1, 1, 1, self.width)
         self.select(of)
 
     @property
@@ -91,6 +76,9 @@ class Segments:
             self.place = of * self.most + rank
             self.rows = torch.zeros(count * self.most, dtype=of.dtype, device=of.device)
             self.rows[self.place] = torch.arange(len(of), device=of.device)
+        slots = torch.arange(self.width, device=of.device)
+        padded = int(self.sizes.min()) < self.width
+        self.padding = (slots >= self.sizes[of].unsqueeze(-1)).view(-1, 1, 1, self.width) if padded else None
 
     def _shrink(self, alive: Tensor) -> None:
         kept = alive.nonzero().squeeze(-1)
@@ -98,33 +86,36 @@ class Segments:
         self.values = [v.index_select(0, kept) for v in self.values]
         self.starts, self.sizes = self.starts[kept], self.sizes[kept]
         self.tokens = int(self.sizes.sum())
-        self.padding = None if self.padding is None else self.padding[kept]
 
-    def attend(self, layer: int, q: Tensor, positions: Tensor, furthest: int, rule: Rule) -> Part:
-        """q [b,K,r,D], already scaled -> what `attend_part` gives, [b,K,r,…]. `furthest`: the largest position."""
-        repeat = q.shape[2]
-        together = self._gather(q).permute(0, 2, 1, 3, 4).flatten(2, 3)
-        unseen = self.padding
-        if rule.window is not None and rule.window <= furthest:
-            unseen = self._beyond(positions, rule.window, repeat)
-        parts = attend_part(together, self.keys[layer], self.values[layer], unseen, rule.softcap)
-        return Part(*(self._scatter(x, repeat) for x in parts))
+    def score(self, layer: int, q: Tensor, out: Tensor) -> None:
+        """Scores of q [b,K,r,D], already scaled, into `out` [b,K,r,P]."""
+        self._write(self._together(q) @ self.keys[layer].mT, out)
 
-    def _beyond(self, positions: Tensor, window: int, repeat: int) -> Tensor:
-        """[n,1,M,P]: padding and what has slid out of the window of each query."""
-        keys = self.starts.unsqueeze(-1) + torch.arange(self.width, device=positions.device)
-        query = self._gather(positions).unsqueeze(-1)
-        unseen = (query - keys.unsqueeze(1) >= window).repeat_interleave(repeat, 1).unsqueeze(1)
-        return unseen if self.padding is None else unseen | self.padding
+    def mix(self, layer: int, weights: Tensor, out: Tensor) -> None:
+        """Add the values, weighted by weights [b,K,r,P], to `out` [b,K,r,E]."""
+        self._write(self._together(weights) @ self.values[layer], out, add=True)
 
-    def _gather(self, x: Tensor) -> Tensor:
-        """[b,...] -> [n,R,...], R the most rows of a stretch; places without a row hold any."""
-        return (x if self.rows is None else x.index_select(0, self.rows)).unflatten(0, (self.count, self.most))
+    def unseen(self, positions: Tensor, furthest: int, window: int | None) -> Tensor | None:
+        """[b,1,1,P]: padding, and what has slid out of the window of rows at `positions` [b], at most `furthest`."""
+        if window is None or window > furthest:
+            return self.padding
+        keys = self.starts[self.of].unsqueeze(-1) + torch.arange(self.width, device=positions.device)
+        beyond = (positions.unsqueeze(-1) - keys >= window).view(-1, 1, 1, self.width)
+        return beyond if self.padding is None else beyond | self.padding
 
-    def _scatter(self, x: Tensor, repeat: int) -> Tensor:
-        """[n,K,M,E] -> [b,K,r,E]"""
-        rows = x.unflatten(2, (self.most, repeat)).transpose(1, 2).flatten(0, 1)
-        return rows if self.place is None else rows.index_select(0, self.place)
+    def _together(self, x: Tensor) -> Tensor:
+        """[b,K,r,X] -> [n,K,M,X], what belongs to a stretch side by side; places without a row hold any."""
+        x = x if self.rows is None else x.index_select(0, self.rows)
+        return x.unflatten(0, (self.count, self.most)).transpose(1, 2).flatten(2, 3)
+
+    def _write(self, x: Tensor, out: Tensor, add: bool = False) -> None:
+        """x [n,K,M,X] into `out` [b,K,r,X], or added to it."""
+        x = x.unflatten(2, (self.most, -1)).transpose(1, 2)
+        if self.place is not None:
+            x = x.flatten(0, 1).index_select(0, self.place)
+        else:
+            out = out.unflatten(0, (self.count, self.most))
+        out.add_(x) if add else out.copy_(x)
 
 
 class Rows:
@@ -226,15 +217,25 @@ class Rows:
         if rule.window is not None and rule.window <= self.used:
             keys, values = keys[:, :, -rule.window :], values[:, :, -rule.window :]
             blank = None if blank is None else blank[..., -rule.window :]
-        q = (q * rule.scaling).unflatten(1, (k.shape[1], -1))
-        parts = [attend_part(q, keys, values, blank, rule.softcap)]
-        parts += [s.attend(layer, q, self.positions, self.furthest, rule) for s in self.shared]
-        out, total, top = parts[0]
-        for its_out, its_total, its_top in parts[1:]:
-            before, top = top, torch.maximum(top, its_top)
-            mine, its = (before - top).exp_(), (its_top - top).exp_()
-            out, total = (out * mine).addcmul_(its_out, its), (total * mine).addcmul_(its_total, its)
-        return out.div_(total).to(q.dtype).flatten(1, 2)
+        q = (q if rule.scaling == 1.0 else q * rule.scaling).unflatten(1, (k.shape[1], -1))
+        widths = [keys.shape[2], *(s.width for s in self.shared)]
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        scores = q.new_empty(*q.shape[:3], sum(widths), dtype=wide)
+        parts = scores.split(widths, -1)
+        parts[0].copy_(q @ keys.mT)
+        for segments, part in zip(self.shared, parts[1:], strict=True):
+            segments.score(layer, q, part)
+        if rule.softcap is not None:
+            scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
+        hidden = [blank, *(s.unseen(self.positions, self.furthest, rule.window) for s in self.shared)]
+        for part, unseen in zip(parts, hidden, strict=True):
+            if unseen is not None:
+                part.masked_fill_(unseen, float("-inf"))
+        weights = scores.softmax(-1).to(values.dtype).split(widths, -1)
+        out = (weights[0] @ values).to(wide)
+        for segments, some in zip(self.shared, weights[1:], strict=True):
+            segments.mix(layer, some, out)
+        return out.to(q.dtype).flatten(1, 2)
 
     def advance(self, logits: Tensor) -> None:
         """All layers have attended to one more token."""
@@ -265,17 +266,3 @@ def worth_padding(a: Block, b: Block) -> bool:
     """Whether to hold two blocks as one: at most half of it padding, or little."""
     rows = a.rows + b.rows
     return rows * max(a.slots, b.slots) <= 2 * (a.tokens + b.tokens) + rows * _FREE
-
-
-def attend_part(q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor | None, softcap: float | None) -> Part:
-    """q [n,K,M,D], already scaled, keys [n,K,P,D], values [n,K,P,E] -> Part, in float32 or float64."""
-    scores = q @ keys.mT
-    if scores.dtype != torch.float64:
-        scores = scores.float()
-    if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    if unseen is not None:
-        scores.masked_fill_(unseen, _HIDDEN)
-    top = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(top).exp_()
-    return Part((weights.to(values.dtype) @ values).to(top.dtype), weights.sum(-1, keepdim=True), top)
