@@ -104,6 +104,14 @@ class Llama:
         """Whether somebody watches or wraps the modules that are passed by here."""
         return any(m._forward_hooks or m._forward_pre_hooks for m in self.watched)
 
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """The number of each layer's heads, and their width."""
+        return [
+            (module.self_attn.o_proj.in_features // layer.head, layer.head)
+            for layer, module in zip(self.layers, self.decoder.layers, strict=True)
+        ]
+
     def products(self) -> list[tuple[Tensor, ...]]:
         """The weights whose products a forward takes from a `Replay`, where there is one, those of one factor together;
         none where it is as quick to multiply.

@@ -15,6 +15,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from coterie.policies.two_part import Attended
+
 WIDE = 256
 """Hidden size from which products take longer than writing down what they gave, and reading it."""
 
@@ -27,13 +29,15 @@ def current() -> Replay | None:
 
 
 class Replay:
-    """A table a product, a line a token, in the order in which tokens went through the model. `products` are the
-    weights, those that are multiplied side by side together. Prompts and rows are looked up by their tokens.
+    """A table a product and a layer's attention, a line a token, in the order in which tokens went through the model.
+    `products` are the weights, those that are multiplied side by side together; `heads` the number of each layer's
+    heads and their width. Prompts and rows are looked up by their tokens.
     """
 
     def __init__(
         self,
         products: Sequence[Sequence[Tensor]],
+        heads: Sequence[tuple[int, int]],
         prompt_tokens: int,
         rows: int,
         width: int,
@@ -42,18 +46,23 @@ class Replay:
         weights = [w for product in products for w in product]
         self.made_of = [(w, w._version, w.data_ptr()) for w in weights]
         lines, widths = prompt_tokens + rows * width, [sum(map(len, product)) for product in products]
+        widths += [count * each for count, each in heads]
         self.tables: list[Tensor]
+        self.sums: list[Tensor]
         if used is not None and [t.shape[1] for t in used.tables] == widths and len(used.tables[0]) >= lines:
-            self.tables = used.tables  # memory that is mapped already: pages are slow to get
+            self.tables, self.sums = used.tables, used.sums  # memory that is mapped already: pages are slow to get
         else:  # made outside inference mode: a backward pass will need them
             first = weights[0]
             self.tables = [torch.empty(lines, n, dtype=first.dtype, device=first.device) for n in widths]
+            wide = torch.promote_types(first.dtype, torch.float32)
+            self.sums = [torch.empty(lines, count, dtype=wide, device=first.device) for count, _ in heads]
         self.place = {
             id(w): (table, sum(map(len, product[:i])), len(w))
-            for table, product in zip(self.tables, products, strict=True)
+            for table, product in zip(self.tables, products, strict=False)
             for i, w in enumerate(product)
         }
         """Of each weight its table, and the columns there."""
+        self.heads = heads
         self.line = torch.zeros(rows, width, dtype=torch.int64, device=weights[0].device)
         """Of each row's tokens."""
         self.prompts: dict[tuple[int, ...], tuple[int, Tensor]] = {}
@@ -68,7 +77,7 @@ class Replay:
 
     @property
     def bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.tables)
+        return sum(t.numel() * t.element_size() for t in [*self.tables, *self.sums])
 
     @property
     def fresh(self) -> bool:
@@ -138,15 +147,30 @@ class Replay:
 
     def keep(self, weight: Tensor, product: Tensor) -> None:
         """Note what the forward's tokens times a weight gave, and those beside it, while it is being made. [L,O]"""
-        if self.reading or id(weight) not in self.place:
-            return
-        table, first, _ = self.place[id(weight)]
-        target = table[:, first : first + product.shape[1]]
-        product = product if self.some is None else product.index_select(0, self.some)
+        if not self.reading and id(weight) in self.place:
+            table, first, _ = self.place[id(weight)]
+            self._write(table, first, product)
+
+    def attended(self, layer: int) -> Attended | None:
+        """What attention found for the forward's tokens, where it is kept and not being made."""
+        if not self.reading:
+            return None
+        table = self.tables[layer - len(self.heads)]
+        return Attended(table[self.at].unflatten(1, self.heads[layer]), self.sums[layer][self.at])
+
+    def keep_attended(self, layer: int, found: Attended) -> None:
+        """Note what attention found for the forward's tokens, while it is being made."""
+        if not self.reading:
+            self._write(self.tables[layer - len(self.heads)], 0, found.out.flatten(1))
+            self._write(self.sums[layer], 0, found.log_sum)
+
+    def _write(self, table: Tensor, first: int, x: Tensor) -> None:
+        target = table[:, first : first + x.shape[1]]
+        x = x if self.some is None else x.index_select(0, self.some)
         if isinstance(self.at, slice):
-            target[self.at].copy_(product)
+            target[self.at].copy_(x)
         else:
-            target.index_copy_(0, self.at, product)
+            target.index_copy_(0, self.at, x)
 
     def locate(
         self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, at: Tensor, length: int
@@ -199,14 +223,25 @@ class Kept:
             self.used = max(self.calls, key=lambda call: call.bytes)
         self.calls = []
 
-    def room(self, products: Sequence[Sequence[Tensor]], prompt_tokens: int, rows: int, width: int) -> Replay | None:
-        """For the tokens of one call; None where there is nothing to keep or no room."""
-        each = sum(len(w) * w.element_size() for product in products for w in product)
+    def room(
+        self,
+        products: Sequence[Sequence[Tensor]],
+        heads: Sequence[tuple[int, int]],
+        prompt_tokens: int,
+        rows: int,
+        width: int,
+    ) -> Replay | None:
+        """For the tokens of one call; None where there is nothing to keep or no room. Arguments as for `Replay`."""
+        if not products:
+            return None
+        size = products[0][0].element_size()
+        each = sum(len(w) for product in products for w in product) * size
+        each += sum(count * (own * size + max(size, 4)) for count, own in heads)
         left = self.limit - sum(call.bytes for call in self.calls)
-        if each == 0 or (prompt_tokens + rows * width) * each > left:
+        if (prompt_tokens + rows * width) * each > left:
             return None
         used, self.used = self.used, None
-        return Replay(products, prompt_tokens, rows, width, used)
+        return Replay(products, heads, prompt_tokens, rows, width, used)
 
     def find(
         self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, at: Tensor, length: int

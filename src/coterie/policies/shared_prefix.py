@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule, attending, current, register
 from coterie.policies.llama import Llama
 from coterie.policies.packing import PackedGroups, pack, pack_groups
@@ -29,7 +30,8 @@ class _TwoPart:
         self.layout = layout
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-        return two_part_attention(q, k, v, self.layout, rule)
+        kept = replay.current()
+        return two_part_attention(q, k, v, self.layout, rule, None if kept is None else kept.attended(layer))
 
 
 class _Recording(_TwoPart):

@@ -4,7 +4,7 @@ The prompt's keys and values are read where they are, by one matrix product for 
 copied per rollout. Where completions fork, the segments after the fork are to the path before it as completions are to
 a prompt, but for the path's queries, which are not computed again; its keys and values are copied once a fork.
 Forward and backward are written out, in blocks, as flash attention does (arXiv:2205.14135): only the output and one
-number a query are kept, and the scores of a block are made again in the backward pass.
+number a query and head are kept, and the scores of a block are made again in the backward pass.
 """
 
 from __future__ import annotations
@@ -95,9 +95,27 @@ def block_elements(device: torch.device) -> int:
     return 2**20 if device.type == "cpu" else 2**27
 
 
-def two_part_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> Tensor:
-    """q [L,H,D], k [L,K,D], v [L,K,E] of a packed row (K divides H) -> [L,H,E]. Differentiable once."""
-    return _TwoPart.apply(q, k, v, layout, rule)
+class Attended(NamedTuple):
+    """What attention found: `out` [L,H,E], and the logarithm of the sum of exponentials of a query's scores [L,H]."""
+
+    out: Tensor
+    log_sum: Tensor
+
+
+def two_part_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule, known: Attended | None = None
+) -> Tensor:
+    """q [L,H,D], k [L,K,D], v [L,K,E] of a packed row (K divides H) -> [L,H,E]. Differentiable once. What is `known`
+    already is not computed again.
+    """
+    return _TwoPart.apply(q, k, v, layout, rule, known)
+
+
+def attend_once(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> Attended:
+    """As `two_part_attention`, without gradient."""
+    q, k, v = _in_slots(q, k, v, layout, rule)
+    out, log_sum = _attend(q, k, v, layout, rule)
+    return Attended(layout.gather(out), layout.gather(log_sum).squeeze(-1))
 
 
 class _Views:
@@ -187,54 +205,69 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _in_slots(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> Iterator[Tensor]:
+    # Queries are scaled once here, not the many more scores of every block; the backward pass likewise.
+    return (layout.spread(x) for x in ((q * rule.scaling).contiguous(), k.contiguous(), v.contiguous()))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> tuple[Tensor, Tensor]:
+    """What attention found for scaled queries in their slots, [S,H,E], and log-sums [S,H,1]."""
+    out, log_sum = q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(*q.shape[:2], 1, dtype=_wide(q))
+    heads, limit = k.shape[1], block_elements(q.device)
+    for bundle in layout.bundles:
+        qs, ks, vs, outs, sums = (_Views(x, bundle, heads) for x in (q, k, v, out, log_sum))
+        keys, values = ks.prefix.squeeze(3).contiguous(), vs.prefix.squeeze(3).contiguous()
+        for block in _blocks(bundle, rule, q.shape[1], limit):
+            queries = block.of(qs).flatten(3, 4)
+            parts = [(keys[:, :, block.keys], values[:, :, block.keys])]
+            if block.own:
+                parts.append((block.of(ks).squeeze(4), block.of(vs).squeeze(4)))
+            hidden = _hidden(bundle, block, rule, q.shape[1] // heads)
+            scores = [_scores(queries, key, rule, h)[0] for (key, _), h in zip(parts, hidden, strict=False)]
+            top = scores[0].amax(-1, keepdim=True)
+            if block.own:
+                top = torch.maximum(top, scores[1].amax(-1, keepdim=True))
+            weights = [s.sub_(top).exp_() for s in scores]
+            total = sum(w.sum(-1, keepdim=True) for w in weights)
+            found = sum(_times(w.to(q.dtype), value) for w, (_, value) in zip(weights, parts, strict=True))
+            assert isinstance(total, Tensor) and isinstance(found, Tensor)
+            for target, x in ((block.of(outs), found / total), (block.of(sums), top + total.log())):
+                target.copy_(x.unflatten(3, target.shape[3:5]))
+    return out, log_sum
+
+
 class _TwoPart(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> Tensor:
-        # Queries are scaled once here, not the many more scores of every block; the backward pass likewise.
-        q, k, v = (layout.spread(x) for x in ((q * rule.scaling).contiguous(), k.contiguous(), v.contiguous()))
-        out = q.new_empty(*q.shape[:2], v.shape[2])
-        heads, limit, sums = k.shape[1], block_elements(q.device), []
-        for bundle in layout.bundles:
-            qs, ks, vs, outs = (_Views(x, bundle, heads) for x in (q, k, v, out))
-            keys, values = ks.prefix.squeeze(3).contiguous(), vs.prefix.squeeze(3).contiguous()
-            for block in _blocks(bundle, rule, q.shape[1], limit):
-                queries = block.of(qs).flatten(3, 4)
-                parts = [(keys[:, :, block.keys], values[:, :, block.keys])]
-                if block.own:
-                    parts.append((block.of(ks).squeeze(4), block.of(vs).squeeze(4)))
-                hidden = _hidden(bundle, block, rule, q.shape[1] // heads)
-                scores = [_scores(queries, key, rule, h)[0] for (key, _), h in zip(parts, hidden, strict=False)]
-                top = scores[0].amax(-1, keepdim=True)
-                if block.own:
-                    top = torch.maximum(top, scores[1].amax(-1, keepdim=True))
-                weights = [s.sub_(top).exp_() for s in scores]
-                total = sum(w.sum(-1, keepdim=True) for w in weights)
-                found = sum(_times(w.to(q.dtype), value) for w, (_, value) in zip(weights, parts, strict=True))
-                assert isinstance(total, Tensor) and isinstance(found, Tensor)
-                target = block.of(outs)
-                target.copy_((found / total).unflatten(3, target.shape[3:5]))
-                sums.append(top + total.log())
-        ctx.save_for_backward(q, k, v, out, *sums)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule, known: Attended | None
+    ) -> Tensor:
+        q, k, v = _in_slots(q, k, v, layout, rule)
+        if known is None:
+            in_slots, log_sum = _attend(q, k, v, layout, rule)
+            out = layout.gather(in_slots)
+        else:
+            out, log_sum = known.out, layout.spread(known.log_sum.unsqueeze(-1))
+        ctx.save_for_backward(q, k, v, out, log_sum)
         ctx.layout, ctx.rule = layout, rule
-        return layout.gather(out)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, *sums = ctx.saved_tensors
+        q, k, v, out, log_sum = ctx.saved_tensors
         layout, rule = ctx.layout, ctx.rule
+        mean = layout.spread((grad.to(_wide(grad)) * out).sum(-1, keepdim=True), zero=True)
         grad = layout.spread(grad.contiguous(), zero=True)
-        mean = (grad.to(_wide(grad)) * out).sum(-1, keepdim=True)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        heads, limit, left = k.shape[1], block_elements(q.device), iter(sums)
+        heads, limit = k.shape[1], block_elements(q.device)
         for bundle in layout.bundles:
-            qs, ks, vs, grads, means = (_Views(x, bundle, heads) for x in (q, k, v, grad, mean))
+            qs, ks, vs, grads, means, sums = (_Views(x, bundle, heads) for x in (q, k, v, grad, mean, log_sum))
             dqs, dks, dvs = (_Views(x, bundle, heads) for x in (dq, dk, dv))
             keys, values = ks.prefix.squeeze(3).contiguous(), vs.prefix.squeeze(3).contiguous()
             dkeys, dvalues = keys.new_zeros(keys.shape, dtype=_wide(q)), values.new_zeros(values.shape, dtype=_wide(q))
             for block in _blocks(bundle, rule, q.shape[1], limit):
                 queries, gradient = block.of(qs).flatten(3, 4), block.of(grads).flatten(3, 4)
-                average, log_sum = block.of(means).flatten(3, 4), next(left)
+                average, total = block.of(means).flatten(3, 4), block.of(sums).flatten(3, 4)
                 parts = [(keys[:, :, block.keys], values[:, :, block.keys])]
                 if block.own:
                     parts.append((block.of(ks).squeeze(4), block.of(vs).squeeze(4)))
@@ -242,7 +275,7 @@ class _TwoPart(torch.autograd.Function):
                 dqueries = []
                 for number, (key, value) in enumerate(parts):
                     scores, slope = _scores(queries, key, rule, hidden[number])
-                    weights = scores.sub_(log_sum).exp_()
+                    weights = scores.sub_(total).exp_()
                     dvalue = _sum_times(weights.to(q.dtype), gradient, number == 0)
                     slopes = _times(gradient, value.mT).sub_(average).mul_(weights)
                     slopes = (slopes if slope is None else slopes.mul_(slope)).to(q.dtype)
@@ -259,4 +292,4 @@ class _TwoPart(torch.autograd.Function):
                 target.copy_(whole.unflatten(3, target.shape[3:5]))
             dks.prefix.copy_(dkeys.unsqueeze(3))
             dvs.prefix.copy_(dvalues.unsqueeze(3))
-        return layout.gather(dq).mul_(rule.scaling), layout.collect(dk), layout.collect(dv), None, None
+        return layout.gather(dq).mul_(rule.scaling), layout.collect(dk), layout.collect(dv), None, None, None

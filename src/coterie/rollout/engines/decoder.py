@@ -12,7 +12,7 @@ from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule
 from coterie.policies.packing import PackedGroups, pack_groups
 from coterie.policies.shared_prefix import SharedPrefix
-from coterie.policies.two_part import two_part_attention
+from coterie.policies.two_part import Attended, attend_once
 from coterie.rollout.engines.compiled import CompiledLayers
 from coterie.rollout.engines.decode import DecodeState
 from coterie.rollout.engines.memory import Extension, Found, Memory
@@ -129,7 +129,10 @@ class _Prefill:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         self.keys.append(k[self.slots].transpose(1, 2).contiguous())
         self.values.append(v[self.slots].transpose(1, 2).contiguous())
-        return two_part_attention(q, k, v, self.layout, rule)
+        found = attend_once(q, k, v, self.layout, rule)
+        if (kept := replay.current()) is not None:
+            kept.keep_attended(layer, found)
+        return found.out
 
 
 class _Step:
@@ -139,7 +142,10 @@ class _Step:
         self.states, self.sizes = states, [len(s) for s in states]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-        if len(self.states) == 1:
-            return self.states[0].attend(layer, q, k, v, rule)
+        kept = replay.current()
         parts = zip(self.states, *(x.split(self.sizes) for x in (q, k, v)), strict=True)
-        return torch.cat([state.attend(layer, *qkv, rule) for state, *qkv in parts])
+        found = [state.attend(layer, *qkv, rule, kept is not None) for state, *qkv in parts]
+        out, log_sum = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*found, strict=True))
+        if kept is not None:
+            kept.keep_attended(layer, Attended(out, log_sum))
+        return out

@@ -210,8 +210,12 @@ class Rows:
         if self.late is not None:
             self._start_at(self.late[rows])
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-        """Attention of one token a row: q [b,H,D], k [b,K,D], v [b,K,E] -> [b,H,E]. Keeps k and v."""
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule, sums: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of one token a row: q [b,H,D], k [b,K,D], v [b,K,E] -> [b,H,E], and of its scores the logarithm of
+        the sum of exponentials [b,H], if asked (else anything). Keeps k and v.
+        """
         keys, values = self._store(self.keys, layer, k), self._store(self.values, layer, v)
         blank = self._blank()
         if rule.window is not None and rule.window <= self.used:
@@ -231,11 +235,13 @@ class Rows:
         for part, unseen in zip(parts, hidden, strict=True):
             if unseen is not None:
                 part.masked_fill_(unseen, float("-inf"))
-        weights = scores.softmax(-1).to(values.dtype).split(widths, -1)
-        out = (weights[0] @ values).to(wide)
-        for segments, some in zip(self.shared, weights[1:], strict=True):
+        weights = scores.softmax(-1)
+        log_sum = scores.amax(-1) - weights.amax(-1).log_() if sums else scores[..., 0]
+        each = weights.to(values.dtype).split(widths, -1)
+        out = (each[0] @ values).to(wide)
+        for segments, some in zip(self.shared, each[1:], strict=True):
             segments.mix(layer, some, out)
-        return out.to(q.dtype).flatten(1, 2)
+        return out.to(q.dtype).flatten(1, 2), log_sum.flatten(1, 2)
 
     def advance(self, logits: Tensor) -> None:
         """All layers have attended to one more token."""
