@@ -91,7 +91,7 @@ class DecodeState:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def fork(self, rows: Tensor) -> DecodeState:
+    def fork(self, rows: Tensor, steps: int = 0) -> DecodeState:
         """A new state whose row i is a copy of row `rows[i]`, history included; this one stays as it was."""
         # Shallow copies suffice: cache layers replace their tensors when they grow or select, never write into them.
         cache = copy.copy(self.cache)

@@ -261,8 +261,8 @@ class LocalEngine:
         states, places = zip(*(w.encoded for w, _ in part if w.encoded), strict=True)
         rows = torch.tensor([i for _, some in part for i in some], device=call.seeds.device)
         owner = [p for p, (_, some) in zip(places, part, strict=True) for _ in some]
-        state = states[0].fork(torch.tensor(owner, device=rows.device))
         limit = max(w.limit for w, _ in part)
+        state = states[0].fork(torch.tensor(owner, device=rows.device), limit - 1)
         return _Cohort(state, rows, torch.ones_like(rows, dtype=torch.bool), rows, torch.zeros_like(rows), limit)
 
     def _join(self, cohorts: list[_Cohort]) -> list[_Cohort]:

@@ -16,7 +16,9 @@ from torch.nn.functional import pad
 from coterie.policies.attention import Rule
 
 _FIRST = 32
-"""Tokens a row has room for at first; the room doubles when it is full."""
+"""Tokens a row has room for at first, where nothing is known of its length; the room doubles when it is full."""
+_MOST = 256
+"""Tokens a row has room for at first at the most."""
 _FREE = 64
 """Slots of padding that are cheaper than attending twice, whatever stands beside them."""
 
@@ -127,7 +129,7 @@ class Rows:
 
     def __init__(self, shared: list[Segments], positions: Tensor, logits: Tensor, furthest: int) -> None:
         self.shared, self.positions, self.logits, self.furthest = shared, positions, logits, furthest
-        self.used = 0
+        self.used, self.room = 0, _FIRST
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.late: Tensor | None = None
@@ -183,14 +185,18 @@ class Rows:
         self.missing = int(late.sum())
         self.late, self.blank = late if self.missing else None, None
 
-    def fork(self, rows: Tensor) -> Rows:
-        """New rows of which row i goes on from row `rows[i]`. This object must not be stepped after that."""
+    def fork(self, rows: Tensor, steps: int = 0) -> Rows:
+        """New rows of which row i goes on from row `rows[i]`, for about so many steps. This object must not be stepped
+        after that.
+        """
         shared = [Segments(s.keys, s.values, s.starts, s.sizes, s.of[rows]) for s in self.shared]
         if self.used:
             sizes = torch.full_like(self.positions, self.used) if self.late is None else self.used - self.late
             keys, values = ([self._from_the_left(x) for x in own.values()] for own in (self.keys, self.values))
             shared.append(Segments(keys, values, self.positions - sizes, sizes, rows))
-        return Rows(shared, self.positions[rows], self.logits[rows], self.furthest)
+        forked = Rows(shared, self.positions[rows], self.logits[rows], self.furthest)
+        forked.room = min(max(steps, 1), _MOST)
+        return forked
 
     def _from_the_left(self, x: Tensor) -> Tensor:
         """A layer's own entries, [b,K,used,D], without empty slots in front."""
@@ -235,13 +241,15 @@ class Rows:
         for part, unseen in zip(parts, hidden, strict=True):
             if unseen is not None:
                 part.masked_fill_(unseen, float("-inf"))
-        weights = scores.softmax(-1)
-        log_sum = scores.amax(-1) - weights.amax(-1).log_() if sums else scores[..., 0]
+        top = scores.amax(-1, keepdim=True)  # torch's own softmax is slow where rows are short
+        weights = scores.sub_(top).exp_()
+        total = weights.sum(-1, keepdim=True)
         each = weights.to(values.dtype).split(widths, -1)
         out = (each[0] @ values).to(wide)
         for segments, some in zip(self.shared, each[1:], strict=True):
             segments.mix(layer, some, out)
-        return out.to(q.dtype).flatten(1, 2), log_sum.flatten(1, 2)
+        log_sum = total.log().add_(top) if sums else top
+        return out.div_(total).to(q.dtype).flatten(1, 2), log_sum.flatten(1)
 
     def advance(self, logits: Tensor) -> None:
         """All layers have attended to one more token."""
@@ -260,7 +268,7 @@ class Rows:
         """Append x [b,K,D] to the layer's own entries and return them all, [b,K,used+1,D]."""
         room = store.get(layer)
         if room is None or room.shape[2] == self.used:
-            wider = x.new_empty(*x.shape[:2], max(_FIRST, 2 * self.used), x.shape[2])
+            wider = x.new_empty(*x.shape[:2], max(self.room, 2 * self.used), x.shape[2])
             if room is not None:
                 wider[:, :, : self.used] = room
             store[layer] = room = wider
