@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie.policies import gated_mlp, products, replay
+from coterie.policies import gated_mlp, products, replay, two_part
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
+from coterie.policies.packing import pack_groups
 from coterie.policies.tiny import TinySpec
 from coterie.rollouts import Sampling
 
@@ -23,8 +24,13 @@ def narrow(monkeypatch):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Of each product with a weight, how many rows."""
+    """Of each product with a weight, and of each layer's attention, how many rows."""
     rows = []
+    attend = two_part._attend
+
+    def attending(q, *args):
+        rows.append(len(q))
+        return attend(q, *args)
 
     def times(x, weight):
         rows.append(len(x))
@@ -32,6 +38,7 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(products, "times", times)
     monkeypatch.setattr(gated_mlp, "times", times)
+    monkeypatch.setattr(two_part, "_attend", attending)
     return rows
 
 
@@ -89,6 +96,37 @@ def test_rows_in_any_order_and_number(make_policy, prompts, seeds, counted):
         kept, policy.kept.calls = policy.kept.calls, []
         same(got, gradients(policy, some), 2e-5)
         policy.kept.calls = kept
+
+
+@pytest.mark.parametrize("max_rows", [512, 4])
+def test_a_whole_call_is_read_where_it_is(make_policy, prompts, max_rows):
+    """Rows of any lengths, some of them the same, fill the tables without a gap and in an order of their own."""
+    policy = make_policy("qwen3")
+    policy.engine.max_rows, policy.engine.stop_ids = max_rows, (2, 3, 5, 7, 11)
+    rollouts = sampled(policy, prompts, [[11, 12, 12], [14, 14], [16, 17, 18, 19]])
+    assert len(rollouts["lengths"].unique()) > 2
+    call = policy.kept.calls[0]
+    packed = pack_groups([p.tokens for p in rollouts.prompts], *(rollouts[n] for n in ("groups", "tokens", "mask")))
+    place = (rollouts["groups"], rollouts["tokens"], rollouts["mask"], packed.at, packed.ids.shape[1])
+    lines = call.locate([p.tokens for p in rollouts.prompts], *place)
+    assert lines is not None and lines.sort().values.tolist() == list(range(call.filled))
+    got = gradients(policy, rollouts)
+    policy.kept.forget()
+    same(got, gradients(policy, rollouts), 2e-5)
+
+
+def test_half_precision_keeps_its_log_sums_in_float32(make_policy, prompts, seeds):
+    policy = make_policy("qwen3")
+    policy.model.to(torch.bfloat16)
+    rollouts = sampled(policy, prompts, seeds)
+    call = policy.kept.calls[0]
+    assert {t.dtype for t in call.tables} == {torch.bfloat16} and {t.dtype for t in call.sums} == {torch.float32}
+    got = gradients(policy, rollouts)
+    policy.kept.forget()
+    want = gradients(policy, rollouts)
+    torch.testing.assert_close(got[0], want[0], atol=0.1, rtol=0)
+    for name, gradient in want[1].items():
+        assert float((got[1][name] - gradient).norm()) < 0.1 * float(gradient.norm()) + 1e-3, name
 
 
 def another_token(tokens, mask):
