@@ -41,7 +41,7 @@ def run(options: Any) -> Findings:
     )  # fmt: skip
     found.detail["curves"] = curves
     found.notes.append(
-        f"1 torch thread, as the demo; a step each in turn, checked every {EVERY}, at most {MOST}; same seed, same start"
+        f"1 torch thread, as the demo; a step in turn, checked every {EVERY}, at most {MOST}; same seed, same start"
     )
     return found
 
