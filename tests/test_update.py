@@ -14,7 +14,6 @@ from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import PolicyError, RecipeError
 from coterie.microbatches import microbatches
-from coterie.policies import replay
 from coterie.policies.replay import Replay
 from coterie.recipe import resolve
 from coterie.rollouts import Rollouts
@@ -276,7 +275,6 @@ def test_what_generation_computed_makes_no_difference_but_to_time(monkeypatch: p
         return found
 
     monkeypatch.setattr(Replay, "locate", counting)
-    monkeypatch.setattr(replay, "WIDE", 1)
     found = []
     for keep in (0, 64):
         run = make(f"update.keep_mib={keep}", "update.tokens_per_microbatch=16")

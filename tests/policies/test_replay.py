@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie.policies import gated_mlp, products, replay, two_part
+from coterie.policies import gated_mlp, products, two_part
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.packing import pack_groups
@@ -14,12 +14,6 @@ from coterie.rollouts import Sampling
 
 CHARACTERS = "0123456789+=abcdef"
 MUCH = 2**24
-
-
-@pytest.fixture(autouse=True)
-def narrow(monkeypatch):
-    """Products of small models are kept too."""
-    monkeypatch.setattr(replay, "WIDE", 1)
 
 
 @pytest.fixture
@@ -198,13 +192,6 @@ def test_memory_is_used_again_and_holds_no_other_call_s_rows(make_policy, prompt
         kept, policy.kept.calls = policy.kept.calls, []
         same(got, gradients(policy, rollouts), 2e-5)
         policy.kept.calls = kept
-
-
-def test_what_is_as_quick_to_compute_is_not_kept(make_policy, prompts, seeds, monkeypatch):
-    policy = make_policy("llama")
-    monkeypatch.setattr(replay, "WIDE", 33)  # the model is 32 wide
-    sampled(policy, prompts, seeds)
-    assert not policy.kept.calls
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2", "adapted"])

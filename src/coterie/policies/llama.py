@@ -113,11 +113,7 @@ class Llama:
         ]
 
     def products(self) -> list[tuple[Tensor, ...]]:
-        """The weights whose products a forward takes from a `Replay`, where there is one, those of one factor together;
-        none where it is as quick to multiply.
-        """
-        if self.decoder.config.hidden_size < replay.WIDE:
-            return []
+        """The weights whose products a forward takes from a `Replay`, if there is one, those of one factor together."""
         out: list[tuple[Tensor, ...]] = []
         for layer in self.decoder.layers:
             mine = layer.self_attn

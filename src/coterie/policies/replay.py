@@ -17,9 +17,6 @@ from torch import Tensor
 
 from coterie.policies.two_part import Attended
 
-WIDE = 256
-"""Hidden size from which products take longer than writing down what they gave, and reading it."""
-
 _current: ContextVar[Replay | None] = ContextVar("replay", default=None)
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from coterie.errors import PolicyError
-from coterie.policies import replay
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.tiny import TinySpec
@@ -71,7 +70,6 @@ def test_two_graphs_serve_all_layers_any_rows_and_later_weights():
 @pytest.mark.parametrize("setting", [False, True])
 def test_what_compiled_functions_compute_is_not_kept_for_the_update(monkeypatch, setting):
     monkeypatch.setattr(compiled, "_compiled", lambda function: function)
-    monkeypatch.setattr(replay, "WIDE", 1)
     policy = CausalLM.load(ModelSpec(init=TinySpec(**SPEC), compile_decode=setting))
     with policy.kept.keeping(2**30):
         policy.generate(MIXED)
