@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from coterie.columns import GROUPWISE
 from coterie.errors import PolicyError
-from coterie.policies import groupwise, tokenizers
+from coterie.policies import groupwise, shown, tokenizers
 from coterie.policies.base import WHOLE, Part
 from coterie.policies.loading import ModelSpec, load_model_and_tokenizer
 from coterie.policies.logprobs import (
@@ -242,25 +242,9 @@ class CausalLM(TransformersPolicy):
         """
         if not self._split.exact:
             raise PolicyError("kl_shown needs a model whose output layer can be applied by itself")
-        if "{solution}" not in template:
-            raise PolicyError(
-                f"the template {template!r} has no place for the right rollout", hint="write {solution} where it stands"
-            )
         groups, tokens, mask = (rollouts[name].to(self.device) for name in ("groups", "tokens", "mask"))
-        correct, longest = rollouts["correct"].tolist(), mask.shape[1]
-        context = _context(self.model, self.spec)
-        right: dict[int, int] = {}
-        for row, group in enumerate(groups.tolist()):
-            if correct[row]:
-                right.setdefault(group, row)
-        rows, prompts = [], []
-        for row, group in enumerate(groups.tolist()):
-            if not correct[row] and group in right:
-                words = template.replace("{solution}", rollouts.texts[right[group]])
-                longer = self.encode(rollouts.prompts[group].followed_by(words))
-                if context is None or len(longer) + longest <= context:
-                    rows.append(row)
-                    prompts.append(longer)
+        found = shown.prompts(rollouts, template, self.encode, _context(self.model, self.spec))
+        rows, prompts = list(found), list(found.values())
         nothing = torch.full(mask.shape, torch.nan, device=self.device).masked_fill(~mask, 0.0)
         if not mask[rows].any():
             return {"kl_shown": nothing, "entropy_shown": nothing}
@@ -270,12 +254,12 @@ class CausalLM(TransformersPolicy):
             own, twins = self._hidden([p.tokens for p in rollouts.prompts], groups[index], chosen, live, None)
             own = own if twins is None else own.index_select(0, twins.number)
             with torch.no_grad():
-                shown, _ = self._hidden(prompts, torch.arange(len(rows), device=self.device), chosen, live, None)
+                other, _ = self._hidden(prompts, torch.arange(len(rows), device=self.device), chosen, live, None)
             chunk = rows_per_chunk(self._split.vocabulary, self.device)
-            found = score_shown(own, shown, self._head, chosen[live], rollouts.sampling, chunk)
+            both = score_shown(own, other, self._head, chosen[live], rollouts.sampling, chunk)
         return {
             name: nothing.to(x.dtype).index_copy(0, index, x.new_zeros(live.shape).masked_scatter(live, x))
-            for name, x in zip(("kl_shown", "entropy_shown"), found, strict=True)
+            for name, x in zip(("kl_shown", "entropy_shown"), both, strict=True)
         }
 
     def sft_loss(
