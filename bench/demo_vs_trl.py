@@ -63,15 +63,16 @@ def _train(workers: Sequence[Worker]) -> dict[str, list[dict[str, float]]]:
 
 def _warm_started(seed: int) -> dict[str, Any]:
     """The demo's model after its warm start, and its prompts, on disk; the settings both workers need."""
+    from coterie.build import build
     from coterie.cli.demo import DEMOS, RECIPES
+    from coterie.hardware import use_threads
     from coterie.recipe import resolve
-    from coterie.run import build, use_threads
     from coterie.warm_start import warm_start
 
     recipe = resolve(file=RECIPES / DEMOS["sort"], overrides=[f"seed={seed}"])
     settings, folder = recipe.settings, SCRATCH / f"demo-{seed}"
     if not (folder / "model" / "config.json").exists():
-        use_threads(recipe)
+        use_threads(recipe.settings.threads)
         run = build(recipe)
         warm_start(run, lambda text: None)
         for name, rows in (("train", run.task.train), ("held_out", run.task.held_out[:256])):

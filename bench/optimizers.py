@@ -80,14 +80,14 @@ def _child(case: str, steps: int, threads: int) -> dict[str, Any]:
 def measure(case: str, steps: int) -> dict[str, Any]:
     import torch
 
-    from coterie import pieces
+    from coterie import registry
 
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(0.02 * torch.randn(shape)) for shape in _shapes()]
     for p in parameters:
         p.grad = 1e-3 * torch.randn(p.shape)
     slug, settings = CASES[case]
-    optimizer = pieces.get("optimizer", slug).bind(settings)({"parameters": parameters})
+    optimizer = registry.get("optimizer", slug).bind(settings)({"parameters": parameters})
     asks = getattr(optimizer, "asks", None)
     if asks == "loss":
         for p in parameters:

@@ -64,9 +64,10 @@ def evaluate(run: Any, config: dict[str, Any]) -> float:
 
 def main(config: dict[str, Any]) -> None:
     channel = Channel()
+    from coterie.build import build
+    from coterie.hardware import use_threads
     from coterie.loop import train
     from coterie.recipe import resolve
-    from coterie.run import build, use_threads
 
     values: dict[str, Any] = {
         "model": {"name": config["model"], "dtype": config["dtype"], **config.get("model_options", {})},
@@ -82,7 +83,7 @@ def main(config: dict[str, Any]) -> None:
         **config.get("settings", {}),
     }
     recipe = resolve(method="grpo", values=values, functions=[REWARDS[config["reward"]]])
-    use_threads(recipe)
+    use_threads(recipe.settings.threads)
     run = build(recipe)
     if config["ignore_eos"]:
         run.policy.engine.forbid = run.policy.engine.stop_ids

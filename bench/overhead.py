@@ -59,12 +59,13 @@ def _large(threads: int, steps: int) -> Any:
 
 def _measure(recipe: Any) -> tuple[list[float], list[dict[str, float]]]:
     """Run a recipe; the share of each step outside model compute, and its seconds by part. Two steps warm up."""
+    from coterie.build import build
+    from coterie.hardware import use_threads
     from coterie.loop import train
     from coterie.observe.reporter import Reporter
     from coterie.observe.run_dir import RunDir
-    from coterie.run import build, use_threads
 
-    use_threads(recipe)
+    use_threads(recipe.settings.threads)
     run, seconds = build(recipe), {"decode": 0.0, "score": 0.0, "backward": 0.0, "optimizer": 0.0}
     parts: list[dict[str, float]] = []
 

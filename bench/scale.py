@@ -114,10 +114,10 @@ def _ceiling(found: Findings, steps: int) -> None:
     import torch
 
     from coterie import loop
+    from coterie.build import build
     from coterie.clock import Clock
     from coterie.collect import complete
     from coterie.recipe import resolve
-    from coterie.run import build
 
     run = build(resolve(method="grpo", overrides=RECIPE))
     run.started, prompts = True, run.settings.draw.prompts

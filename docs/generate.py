@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from coterie import methods, pieces
+from coterie import methods, registry
 from coterie.columns import COLUMNS
 from coterie.layers import leaves
 from coterie.methods import Method
@@ -103,7 +103,7 @@ def write(folder: Path = DOCS) -> list[Path]:
 
 def own(kind: str) -> list[Piece]:
     """Coterie's pieces of a kind: plug-ins and users' files are not ours to document."""
-    return [p for p in pieces.all_pieces(kind) if p.module.startswith("coterie.")]
+    return [p for p in registry.all_pieces(kind) if p.module.startswith("coterie.")]
 
 
 def is_whole(method: Method) -> bool:

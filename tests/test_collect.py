@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect, roll_out, select_groups
 from coterie.errors import RewardError
 from coterie.grading import score
 from coterie.recipe import resolve
-from coterie.run import Run, build
+from coterie.run import Run
 from tests.e2e.conftest import TINY
 
 

@@ -30,8 +30,9 @@ from coterie.errors import RecipeError
 from coterie.history import History
 from coterie.loop import credit, select
 from coterie.metrics import Collector
-from coterie.pieces import TABLE_KINDS, Piece, all_pieces
+from coterie.pieces import TABLE_KINDS, Piece
 from coterie.recipe import CHAIN, SINGLE, Recipe, resolve
+from coterie.registry import all_pieces
 from coterie.rollouts import Prompt, Rollouts
 from coterie.run import Run
 from coterie.update import _loss

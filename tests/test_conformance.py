@@ -19,7 +19,8 @@ from torch import Tensor
 
 from coterie.columns import COLUMNS, check
 from coterie.errors import CoterieError, RecipeError
-from coterie.pieces import KINDS, TABLE_KINDS, Piece, all_pieces
+from coterie.pieces import KINDS, TABLE_KINDS, Piece
+from coterie.registry import all_pieces
 from coterie.update import _aggregate
 
 # Settings for pieces that cannot run on their defaults: "kind/slug" -> settings.

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from coterie.build import build, build_task
 from coterie.clock import Clock
 from coterie.collect import roll_out
 from coterie.demonstrations import Demonstrations
 from coterie.errors import RecipeError
 from coterie.recipe import resolve
-from coterie.run import build, build_task
 
 TINY = ["draw.prompts=2", "rollout.group_size=4", "threads=1", "steps=1", "rollout.max_tokens=4"]
 MODEL = "model={init: {layers: 1, width: 16, heads: 2, context: 16}}"

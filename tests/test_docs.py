@@ -17,13 +17,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from coterie import methods, pieces, wiring
+from coterie import methods, pieces, registry, wiring
+from coterie.build import build_task
 from coterie.cli.app import app
 from coterie.columns import COLUMNS
 from coterie.offline.recorded import load
 from coterie.recipe import Recipe, resolve
 from coterie.rewards import functions
-from coterie.run import build_task
 from coterie.sections import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -73,8 +73,8 @@ def page(
     for block in blocks((docs / "quickstart.md").read_text(encoding="utf-8")) + found:
         if block.title is not None:
             (tmp_path / block.title).write_text(block.text, encoding="utf-8")
-    pieces.all_pieces()  # complete before it is copied
-    monkeypatch.setattr(pieces, "_registry", dict(pieces._registry))
+    registry.all_pieces()  # complete before it is copied
+    monkeypatch.setattr(pieces, "REGISTERED", dict(pieces.REGISTERED))
     monkeypatch.chdir(tmp_path)
     result = SimpleNamespace(
         path=tmp_path, metrics=[{"step": 0}], last={"reward/mean": 0.0}, interrupted=False, leads=True
@@ -133,7 +133,7 @@ def check(recipe: Recipe) -> None:
         if not isinstance(function, str) or ":" in function:
             functions.resolve(function)
         else:
-            pieces.get("verifier", function)
+            registry.get("verifier", function)
     task = recipe.single["task"]
     if task.piece.slug == "jsonl":
         assert len(build_task(recipe).train)

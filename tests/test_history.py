@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.history import History
 from coterie.loop import credit, select
+from coterie.provide import provide
 from coterie.recipe import resolve
 from coterie.rollouts import Prompt, Rollouts
-from coterie.run import Run, build
-from coterie.update import provide, update
+from coterie.run import Run
+from coterie.update import update
 from tests.e2e.conftest import TINY
 
 SPO = ["task.train=4", "task.dense=true", "optimizer.lr=1e-2"]

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from coterie import pieces
+from coterie import pieces, registry
 from coterie.errors import RecipeError, ShapeError
 from coterie.schedules import Schedule
 
 
 @pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
-    pieces.all_pieces()
-    before, modules = dict(pieces._registry), set(sys.modules)
+def nothing_stays_registered() -> Iterator[None]:
+    registry.all_pieces()
+    before, modules = dict(pieces.REGISTERED), set(sys.modules)
     yield
-    pieces._registry.clear()
-    pieces._registry.update(before)
+    pieces.REGISTERED.clear()
+    pieces.REGISTERED.update(before)
     for name in set(sys.modules) - modules:
         if name.startswith("coterie_user_"):
             del sys.modules[name]
@@ -34,8 +34,7 @@ def scaled(rewards: Tensor, groups: Tensor, *, by: float = 2.0, mode: Literal["u
 
 
 def register(fn: Any, kind: str = "credit", **options: Any) -> pieces.Piece:
-    options = {"paper": None, "writes": None, "whole_groups": False, "slug": None} | options
-    return pieces.register(kind, fn, **options).piece
+    return pieces.declare(kind, **options)(fn).piece
 
 
 TABLE = {"rewards": torch.arange(3.0), "groups": torch.zeros(3, dtype=torch.long)}
@@ -135,7 +134,7 @@ class TestBinding:
 
     def test_a_piece_without_settings_says_so(self) -> None:
         with pytest.raises(RecipeError, match="it has no settings"):
-            pieces.get("baseline", "leave_one_out").bind({"eps": 1})
+            registry.get("baseline", "leave_one_out").bind({"eps": 1})
 
     def test_a_required_setting_is_asked_for(self) -> None:
         def needy(rewards: Tensor, *, target: float) -> Tensor:
@@ -292,41 +291,41 @@ def halved(rewards: Tensor, *, by: float = 2.0) -> Tensor:
 
 class TestFinding:
     def test_underscores_or_dashes(self) -> None:
-        assert pieces.get("baseline", "group-norm") is pieces.get("baseline", "group_norm")
+        assert registry.get("baseline", "group-norm") is registry.get("baseline", "group_norm")
 
     def test_an_unknown_slug_names_the_nearest(self) -> None:
         with pytest.raises(RecipeError, match=r"(?s)credit: unknown baseline 'group_nrom'.*did you mean 'group_norm'"):
-            pieces.get("baseline", "group_nrom", where="credit")
+            registry.get("baseline", "group_nrom", where="credit")
         with pytest.raises(RecipeError, match="unknown trust region 'zzz'"):
-            pieces.get("trust_region", "zzz")
+            registry.get("trust_region", "zzz")
 
     def test_a_users_file(self, tmp_path: Path) -> None:
         file = tmp_path / "mine.py"
         file.write_text(MINE)
-        piece = pieces.get("baseline", f"{file}:halved")
+        piece = registry.get("baseline", f"{file}:halved")
         assert piece.bind({"by": 4.0})(TABLE).tolist() == [0.0, 0.25, 0.5]
-        assert piece in pieces.all_pieces("baseline")
-        assert pieces.get("baseline", f"{file}:halved") is piece  # not loaded again
+        assert piece in registry.all_pieces("baseline")
+        assert registry.get("baseline", f"{file}:halved") is piece  # not loaded again
 
     def test_a_users_file_that_is_not_there_or_lacks_the_piece(self, tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="no such Python file"):
-            pieces.get("baseline", f"{tmp_path}/none.py:halved")
+            registry.get("baseline", f"{tmp_path}/none.py:halved")
         file = tmp_path / "mine.py"
         file.write_text(MINE)
         with pytest.raises(RecipeError, match=r"(?s)mine.py has no baseline 'halve'.*did you mean 'halved'"):
-            pieces.get("baseline", f"{file}:halve")
+            registry.get("baseline", f"{file}:halve")
 
     def test_a_users_file_that_breaks_breaks_every_time(self, tmp_path: Path) -> None:
         file = tmp_path / "broken.py"
         file.write_text(MINE + "\nraise ValueError('mine')\n")
         for _ in range(2):
             with pytest.raises(RecipeError, match=r"broken\.py:\d+: importing it raised ValueError: mine"):
-                pieces.load_file(str(file))
+                registry.load_file(str(file))
 
     def test_all_pieces_is_sorted_and_filtered(self) -> None:
-        found = pieces.all_pieces("ratio")
+        found = registry.all_pieces("ratio")
         assert [p.slug for p in found] == sorted(p.slug for p in found) and {p.kind for p in found} == {"ratio"}
-        assert {p.kind for p in pieces.all_pieces()} >= {"baseline", "modifier", "loss", "optimizer", "curriculum"}
+        assert {p.kind for p in registry.all_pieces()} >= {"baseline", "modifier", "loss", "optimizer", "curriculum"}
 
     def test_a_stage_package_offers_its_pieces_by_name(self) -> None:
         from coterie import credit

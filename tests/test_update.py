@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from coterie import loop
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import PolicyError, RecipeError
@@ -17,7 +18,7 @@ from coterie.microbatches import microbatches
 from coterie.policies.replay import Replay
 from coterie.recipe import resolve
 from coterie.rollouts import Rollouts
-from coterie.run import Run, build
+from coterie.run import Run
 from coterie.update import update
 from tests.e2e.conftest import TINY
 

@@ -45,7 +45,7 @@ class TestStatus:
         """Digests read copies of the package's files, which may be edited."""
         package = methods.FOLDER.parent
         monkeypatch.setattr(methods, "FOLDER", tmp_path / "methods")
-        original = module.pieces.source
+        original = module.registry.source
 
         def copy(file: Path) -> Path:
             there = tmp_path / file.relative_to(package)
@@ -54,7 +54,7 @@ class TestStatus:
                 there.write_bytes(file.read_bytes())
             return there
 
-        monkeypatch.setattr(module.pieces, "source", lambda piece: copy(original(piece)))
+        monkeypatch.setattr(module.registry, "source", lambda piece: copy(original(piece)))
         return lambda path: copy(package / path)
 
     @pytest.mark.parametrize("file", ["methods/dapo.yaml", "rewards/shaping/soft_overlong.py", "credit/group_norm.py"])
@@ -121,7 +121,7 @@ pytest_plugins = ["verification"]
 LAYOUT = {
     "test_conformance.py": """
 import pytest
-from coterie.pieces import get
+from coterie.registry import get
 PIECES = [get("baseline", "group_norm"), get("baseline", "leave_one_out")]
 
 @pytest.mark.parametrize("piece", PIECES, ids=lambda p: p.slug)

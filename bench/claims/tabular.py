@@ -109,7 +109,8 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
     from coterie.learner import Learner
     from coterie.loop import credit, select
     from coterie.metrics import Collector, collect
-    from coterie.run import Run, optimizer_at
+    from coterie.optimizer_step import optimizer_at
+    from coterie.run import Run
     from coterie.streams import stream
     from coterie.update import update
     from coterie.workers import Alone

@@ -23,6 +23,7 @@ _MODULES = {
     "rollout",
     "methods",
     "pieces",
+    "registry",
 }
 _NAMES = {
     "train": "coterie.api",

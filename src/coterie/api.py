@@ -73,11 +73,12 @@ def start(recipe: Recipe, out: str | Path | None = None, *, quiet: bool = False,
 
     Raises RunError where that run has another recipe.
     """
+    from coterie.build import build
+    from coterie.hardware import use_threads
     from coterie.observe.run_dir import RunDir
-    from coterie.run import build, use_threads
     from coterie.scale import join, with_team
 
-    use_threads(recipe)
+    use_threads(recipe.settings.threads)
     directory = _begun(recipe, out) if or_resume else None
 
     def take_part(workers: Alone) -> Result:
@@ -123,8 +124,8 @@ def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None, w
 
     Raises RunError when there is nothing left to do.
     """
+    from coterie.hardware import use_threads
     from coterie.observe.run_dir import RunDir
-    from coterie.run import use_threads
     from coterie.scale import with_team
 
     directory = RunDir.open(path)
@@ -133,7 +134,7 @@ def resume(path: str | Path, *, quiet: bool = False, steps: int | None = None, w
     if workers is not None:
         overrides.append(f"scale.train_workers={workers}")
     recipe = resolve(file=directory.recipe, overrides=[*overrides, *_engine(directory, workers)])
-    use_threads(recipe)
+    use_threads(recipe.settings.threads)
     begun = False
 
     def take_part(workers: Alone) -> Result:
@@ -158,8 +159,8 @@ def _resume(
     directory: RunDir, recipe: Recipe, crew: Alone, quiet: bool, rewrite: bool = False, must_do: bool = False
 ) -> Result:
     """Go on from the last checkpoint. `must_do`: it is an error if nothing is left to do."""
+    from coterie.build import build
     from coterie.observe.metrics import MetricsLog
-    from coterie.run import build
     from coterie.scale import join
 
     store = CheckpointStore(directory.checkpoints, keep=recipe.settings.checkpoint.keep)

@@ -17,12 +17,12 @@ from coterie.metrics import Collector, merge
 from coterie.metrics import collect as gather
 from coterie.offline.recorded import Recorded
 from coterie.policies.causal_lm import CausalLM
+from coterie.provide import provide, score_live
 from coterie.reductions import last_decision
 from coterie.rollouts import Rollouts
 from coterie.run import Run
 from coterie.sampling import of_step
 from coterie.streams import stream
-from coterie.update import provide, score_live
 from coterie.wiring import wanted
 from coterie.workers import gather_metrics, gather_rollouts
 

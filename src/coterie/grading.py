@@ -13,7 +13,7 @@ from coterie.clock import Clock
 from coterie.evaluator import verdicts
 from coterie.metrics import record
 from coterie.policies.flow.denoising import DenoisingPolicy
-from coterie.reductions import last_decision
+from coterie.reductions import combine, last_decision
 from coterie.rewards import process
 from coterie.rewards.answer_span import answer_span
 from coterie.rewards.batch import Batch
@@ -59,8 +59,7 @@ def score(run: Run, rollouts: Rollouts, step: int, round_: int, clock: Clock, fi
             new["answer_mask"] = answer_mask(run, rollouts)
         if "matched" in wanted(run.recipe, "score"):
             new["matched"] = _matched(run, rollouts, argument(run.recipe, "matched", step))
-        new = {k: _to(v, rollouts["groups"].device) for k, v in new.items()}
-        rollouts = rollouts.with_columns(**new)
+        rollouts = rollouts.with_columns(**new).to(rollouts["groups"].device)
         if run.process is not None:
             marks = scores.steps[run.process]
             rollouts = rollouts.with_columns(**process.columns([s for s, _ in steps], marks, rollouts["mask"]))
@@ -195,14 +194,3 @@ def _matched(run: Run, rollouts: Rollouts, pattern: str) -> Tensor:
     hits = [hit for texts in run.policy.decision_texts(rollouts) or [] for hit in matches(texts, pattern)]
     mask = rollouts["mask"].cpu()
     return torch.zeros_like(mask).masked_scatter(mask, torch.tensor(hits, dtype=torch.bool))
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
-
-
-def combine(components: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """Weighted sum, leaving out what a function did not answer; NaN where none did."""
-    stacked = torch.stack([components[name] * weights[name] for name in components])
-    total = torch.nansum(stacked, 0)
-    return torch.where(stacked.isnan().all(0), math.nan, total)

@@ -28,6 +28,15 @@ def device_of(name: str) -> str:
     return name
 
 
+def use_threads(count: int | None) -> None:
+    """CPU threads of torch, where a recipe says how many: sums depend on it, so a resumed run uses the same."""
+    reuse_freed_memory()
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
+
+
 def reuse_freed_memory() -> None:
     """Let glibc keep freed memory instead of giving it back to the system after each large tensor.
 

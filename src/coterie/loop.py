@@ -12,9 +12,10 @@ from coterie.metrics import Collector
 from coterie.metrics import collect as gather
 from coterie.observe.reporter import Reporter
 from coterie.observe.summary import describe
+from coterie.provide import provide
 from coterie.rollouts import Rollouts
 from coterie.run import Run
-from coterie.update import provide, update
+from coterie.update import update
 from coterie.warm_start import warm_start
 from coterie.wiring import wanted
 

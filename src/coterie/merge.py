@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coterie import pieces
+from coterie import registry
 from coterie.errors import RecipeError, did_you_mean
 from coterie.layers import Layer, leaves
 from coterie.paths import absolute
@@ -48,7 +48,7 @@ class Ref:
     settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     def bind(self, kind: str, slot: str) -> BoundPiece:
-        piece = pieces.get(kind, self.slug, where=f"{self.origin} ({slot})")
+        piece = registry.get(kind, self.slug, where=f"{self.origin} ({slot})")
         bound = piece.bind(
             {k: absolute(v) for k, (v, _) in self.settings.items()},
             where=f"{self.origin} ({slot})",
@@ -201,10 +201,10 @@ def _split(
     if isinstance(value, Mapping):
         slug, settings = next(iter(value.items()), ("", None))
         if len(value) == 1 and (settings is None or isinstance(settings, Mapping)):
-            known = any(p.slug in (slug, slug.replace("-", "_")) for p in pieces.all_pieces(kind))
+            known = any(p.slug in (slug, slug.replace("-", "_")) for p in registry.all_pieces(kind))
             if known and current is not None and slug != current and looks_like_schedule(settings):
-                known = slug not in pieces.get(kind, current).settings  # a piece that is named like a setting of this
-            if known or current is None or slug not in pieces.get(kind, current).settings:
+                known = slug not in registry.get(kind, current).settings  # a piece that is named like a setting of this
+            if known or current is None or slug not in registry.get(kind, current).settings:
                 return slug, settings or {}
         if current is not None:
             return None, value

@@ -75,13 +75,13 @@ def correct(recipe: Recipe, exact: bool) -> str | None:
     if exact and not ahead:
         return None
     what = "rollouts may be of older weights" if ahead else "the engine's log-probs are not the trainer's"
-    from coterie import pieces, wiring
+    from coterie import registry, wiring
 
     if "logp_train" in wiring.wanted(recipe, "policy"):
         return None
     if not recipe.settings.update.correction:
         return f"{what}, and update.correction=false leaves that uncorrected"
-    recipe.chain["selection.weights"].append(pieces.get("selection", "truncated_importance").bind({}))
+    recipe.chain["selection.weights"].append(registry.get("selection", "truncated_importance").bind({}))
     return (
         f"{what}: decisions are weighted by truncated importance "
         "(selection.weights=truncated_importance; update.correction=false switches it off)"

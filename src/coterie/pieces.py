@@ -9,15 +9,10 @@ same name) and whose `__call__` takes the columns, with `state_dict` and `load_s
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.metadata
 import inspect
-import pkgutil
-import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -25,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from coterie import columns as vocabulary
 from coterie.errors import RecipeError, did_you_mean, plainly
 from coterie.schedules import Schedule, looks_like_schedule, resolve
-from coterie.user_files import blamed, load_file
+from coterie.user_files import blamed
 
 # kind -> (package its files live in, column it writes or None)
 KINDS: dict[str, tuple[str, str | None]] = {
@@ -212,17 +207,17 @@ def _checked(piece: Piece, fn: Callable[..., Any], columns: dict[str, Any], sett
     return result
 
 
-_registry: dict[tuple[str, str], Piece] = {}
-_discovered: set[str] = set()
+REGISTERED: dict[tuple[str, str], Piece] = {}
+"""Every piece that was declared, by kind and slug; `coterie.registry` looks them up."""
 
 
-def _read_signature(fn: Callable[..., Any], skip_self: bool) -> tuple[list[str], list[str], dict[str, Setting]]:
+def _read_signature(fn: Callable[..., Any]) -> tuple[list[str], list[str], dict[str, Setting]]:
     hints = typing.get_type_hints(fn)
     required: list[str] = []
     optional: list[str] = []
     settings: dict[str, Setting] = {}
     for name, p in inspect.signature(fn).parameters.items():
-        if name == "self" and skip_self:
+        if name == "self":
             continue
         if p.kind is p.KEYWORD_ONLY:
             needed = p.default is p.empty
@@ -234,9 +229,8 @@ def _read_signature(fn: Callable[..., Any], skip_self: bool) -> tuple[list[str],
     return required, optional, settings
 
 
-def register(
+def declare(
     kind: str,
-    obj: Any,
     *,
     paper: str | None = None,
     writes: str | None = None,
@@ -246,44 +240,53 @@ def register(
     zero_without_advantage: bool = False,
     decisions: str | None = None,
     slug: str | None = None,
-) -> Any:
-    """Make a piece of a function or a stateful class, and return it ready to be called on its own."""
-    stateful = inspect.isclass(obj)
-    if stateful:
-        required, optional, none = _read_signature(obj.__call__, True)
-        _, _, settings = _read_signature(obj.__init__, True) if obj.__init__ is not object.__init__ else ([], [], {})
-        if none:
-            raise TypeError(f"{obj.__name__}: settings belong to __init__, columns to __call__")
-    else:
-        required, optional, settings = _read_signature(obj, False)
-    if kind == "credit":
-        kind = "modifier" if "advantages" in required else "baseline"
-    if kind in TABLE_KINDS:
-        unknown = [c for c in (*required, *optional) if c not in vocabulary.COLUMNS]
-        if unknown:
-            raise RecipeError(
-                f"{kind} '{obj.__name__}' reads column '{unknown[0]}', which is not in the vocabulary",
-                hint=did_you_mean(unknown[0], vocabulary.COLUMNS) + "; settings are keyword-only (after *)",
-            )
-    doc = inspect.getdoc(obj) or ""
-    name = slug or obj.__module__.rsplit(".", 1)[-1] if stateful else slug or obj.__name__
-    piece = Piece(
-        kind, name.replace("_", "-") if kind == "task" else name, obj, tuple(required), tuple(optional), settings,
-        paper, writes or KINDS[kind][1], stateful, shape, whole_groups, min_group, zero_without_advantage,
-        decisions, doc, doc.split("\n")[0], obj.__module__,
-    )  # fmt: skip
-    key = (kind, piece.slug)
-    known = _registry.get(key)
-    if known is not None and known.module != piece.module:
-        raise RecipeError(
-            f"{kind} '{piece.slug}' is defined twice, in {known.module} and in {piece.module}", hint="rename one"
-        )
-    _registry[key] = piece
-    if stateful or kind not in TABLE_KINDS:
-        obj.piece = piece
-        return obj
+) -> Callable[[Any], Any]:
+    """A decorator that makes a piece of a function or a stateful class, which can still be called on its own.
 
-    @functools.wraps(obj)
+    `paper`: arXiv id. `writes`: column it returns, where not its kind's. `shape`: "B" or "B T", where it always returns
+    that. `whole_groups`: never split a group. `min_group`: the smallest group it can learn from.
+    `zero_without_advantage`: an objective whose value and gradient are 0 where the advantage is, so that groups without
+    a signal need not be run through the model. `decisions`: what a strategy's decisions must be ("tokens" or "denoising
+    steps"); None, it does with any.
+    """
+
+    def register(obj: Any) -> Any:
+        stateful = inspect.isclass(obj)
+        required, optional, settings = _read(obj)
+        own = kind
+        if kind == "credit":
+            own = "modifier" if "advantages" in required else "baseline"
+        if own in TABLE_KINDS:
+            unknown = [c for c in (*required, *optional) if c not in vocabulary.COLUMNS]
+            if unknown:
+                raise RecipeError(
+                    f"{own} '{obj.__name__}' reads column '{unknown[0]}', which is not in the vocabulary",
+                    hint=did_you_mean(unknown[0], vocabulary.COLUMNS) + "; settings are keyword-only (after *)",
+                )
+        doc = inspect.getdoc(obj) or ""
+        name = slug or (obj.__module__.rsplit(".", 1)[-1] if stateful else obj.__name__)
+        piece = Piece(
+            own, name.replace("_", "-") if own == "task" else name, obj, tuple(required), tuple(optional), settings,
+            paper, writes or KINDS[own][1], stateful, shape, whole_groups, min_group, zero_without_advantage,
+            decisions, doc, doc.split("\n")[0], obj.__module__,
+        )  # fmt: skip
+        known = REGISTERED.get((own, piece.slug))
+        if known is not None and known.module != piece.module:
+            raise RecipeError(
+                f"{own} '{piece.slug}' is defined twice, in {known.module} and in {piece.module}", hint="rename one"
+            )
+        REGISTERED[own, piece.slug] = piece
+        called = obj if stateful or own not in TABLE_KINDS else _checking(piece)
+        called.piece = piece
+        return called
+
+    return register
+
+
+def _checking(piece: Piece) -> Any:
+    """A piece's function that checks the columns it is given and what it returns."""
+
+    @functools.wraps(piece.fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         names = [*piece.required, *piece.optional]
         columns: dict[str, Any] = dict(zip(names, args, strict=False))
@@ -291,128 +294,36 @@ def register(
         twice = columns.keys() & named.keys()
         columns |= named
         if twice or len(args) > len(names) or any(c not in columns for c in piece.required):
-            inspect.signature(obj).bind(*args, **named, **kwargs)  # Python's own message
-        return _checked(piece, obj, columns, kwargs)
+            inspect.signature(piece.fn).bind(*args, **named, **kwargs)  # Python's own message
+        return _checked(piece, piece.fn, columns, kwargs)
 
-    call.piece = piece  # type: ignore[attr-defined]
     return call
 
 
-def _decorator(kind: str) -> Callable[..., Callable[[Any], Any]]:
-    def decorate(
-        *,
-        paper: str | None = None,
-        writes: str | None = None,
-        shape: str | None = None,
-        whole_groups: bool = False,
-        min_group: int = 1,
-        zero_without_advantage: bool = False,
-        decisions: str | None = None,
-        slug: str | None = None,
-    ) -> Callable[[Any], Any]:
-        """`paper`: arXiv id. `writes`: column it returns, where not its kind's. `shape`: "B" or "B T", where it always
-        returns that. `whole_groups`: never split a group.
-        `min_group`: the smallest group it can learn from.
-
-        `zero_without_advantage`: an objective whose value and gradient are 0 where the advantage is, so that groups
-        without a signal need not be run through the model. `decisions`: what a strategy's decisions must be ("tokens"
-        or "denoising steps"); None, it does with any.
-        """
-        return lambda obj: register(
-            kind, obj, paper=paper, writes=writes, shape=shape, whole_groups=whole_groups, min_group=min_group,
-            zero_without_advantage=zero_without_advantage, decisions=decisions, slug=slug,
-        )  # fmt: skip
-
-    decorate.__name__ = kind
-    return decorate
+def _read(obj: Any) -> tuple[list[str], list[str], dict[str, Setting]]:
+    """Required columns, optional columns and settings of a function or a stateful class."""
+    if not inspect.isclass(obj):
+        return _read_signature(obj)
+    required, optional, none = _read_signature(obj.__call__)
+    if none:
+        raise TypeError(f"{obj.__name__}: settings belong to __init__, columns to __call__")
+    return required, optional, _read_signature(obj.__init__)[2] if obj.__init__ is not object.__init__ else {}
 
 
-credit = _decorator("credit")
-shaping = _decorator("shaping")
-filter = _decorator("filter")
-selection = _decorator("selection")
-ratio = _decorator("ratio")
-trust_region = _decorator("trust_region")
-loss = _decorator("loss")
-term = _decorator("term")
-imitation = _decorator("imitation")
-aggregation = _decorator("aggregation")
-curriculum = _decorator("curriculum")
-strategy = _decorator("strategy")
-sampler = _decorator("sampler")
-task = _decorator("task")
-verifier = _decorator("verifier")
-scheme = _decorator("scheme")
-optimizer = _decorator("optimizer")
-
-
-def discover(package: str) -> None:
-    """Import every module of a stage's package, so that its pieces register and are the package's attributes."""
-    if package in _discovered:
-        return
-    _discovered.add(package)
-    module = importlib.import_module(package)
-    for info in pkgutil.iter_modules(module.__path__):
-        if not info.ispkg:
-            importlib.import_module(f"{package}.{info.name}")
-    for piece in list(_registry.values()):
-        owner, _, name = piece.module.rpartition(".")
-        if owner == package:
-            public = piece.fn.__name__
-            setattr(module, public, getattr(sys.modules[f"{owner}.{name}"], public))
-
-
-def _discover_all() -> None:
-    for package, _ in KINDS.values():
-        discover(package)
-    if "plug-ins" not in _discovered:
-        _discovered.add("plug-ins")
-        for entry in importlib.metadata.entry_points(group="coterie.pieces"):
-            entry.load()
-
-
-def get(kind: str, slug: str, *, where: str = "") -> Piece:
-    """The piece of a kind by its slug, or by `file.py:name` for a user's own."""
-    if ".py:" in slug:
-        path, _, name = slug.rpartition(":")
-        return _of_file(kind, path, name, where)
-    _discover_all()
-    piece = _registry.get((kind, slug)) or _registry.get((kind, slug.replace("-", "_")))
-    if piece is None:
-        known = [s for k, s in _registry if k == kind]
-        hint = f"name the piece in it too: {slug}:NAME" if slug.endswith(".py") else did_you_mean(slug, known)
-        raise RecipeError(f"unknown {kind.replace('_', ' ')} '{slug}'", where=where or None, hint=hint)
-    return piece
-
-
-def _of_file(kind: str, path: str, name: str, where: str) -> Piece:
-    """A piece of a user's file by the name of its function: a file may hold several."""
-    module = load_file(path)
-    own = [p for p in _registry.values() if p.module == module]
-    named = [p for p in own if p.fn.__name__ == name]
-    for piece in named:
-        if piece.kind == kind:
-            return piece
-    wanted = kind.replace("_", " ")
-    if named:
-        message, hint = f"'{name}' of {path} is a {named[0].kind.replace('_', ' ')}, not a {wanted}", None
-        if {kind, named[0].kind} == {"baseline", "modifier"}:
-            hint = "a credit piece that reads 'advantages' is a modifier, one that does not is a baseline"
-    elif hasattr(sys.modules[module], name):
-        decorator = "credit" if kind in ("baseline", "modifier") else kind
-        message = f"'{name}' of {path} is no piece"
-        hint = f"decorate it with @{decorator}(), from coterie.pieces import {decorator}"
-    else:
-        message, hint = f"{path} has no {wanted} '{name}'", did_you_mean(name, [p.fn.__name__ for p in own])
-    raise RecipeError(message, where=where or None, hint=hint)
-
-
-def source(piece: Piece) -> Path:
-    """The file a piece is written in."""
-    return Path(str(sys.modules[piece.module].__file__))
-
-
-def all_pieces(kind: str | None = None) -> list[Piece]:
-    """Every registered piece (of one kind), built-in, plug-in and user-defined, in order of kind and slug."""
-    _discover_all()
-    return sorted((p for p in _registry.values() if kind in (None, p.kind)), key=lambda p: (p.kind, p.slug))
+credit = functools.partial(declare, "credit")
+shaping = functools.partial(declare, "shaping")
+filter = functools.partial(declare, "filter")
+selection = functools.partial(declare, "selection")
+ratio = functools.partial(declare, "ratio")
+trust_region = functools.partial(declare, "trust_region")
+loss = functools.partial(declare, "loss")
+term = functools.partial(declare, "term")
+imitation = functools.partial(declare, "imitation")
+aggregation = functools.partial(declare, "aggregation")
+curriculum = functools.partial(declare, "curriculum")
+strategy = functools.partial(declare, "strategy")
+sampler = functools.partial(declare, "sampler")
+task = functools.partial(declare, "task")
+verifier = functools.partial(declare, "verifier")
+scheme = functools.partial(declare, "scheme")
+optimizer = functools.partial(declare, "optimizer")

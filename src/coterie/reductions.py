@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -174,3 +177,9 @@ def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over the decisions of each rollout; 0 for a rollout that has none. [B,T] -> [B]"""
     return masked_sum(x, mask) / mask.sum(-1).clamp_min(1).to(x.dtype)
+
+
+def combine(components: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Weighted sum of a rollout's reward components, leaving out those that are NaN; NaN where all are. [B] -> [B]"""
+    stacked = torch.stack([components[name] * weights[name] for name in components])
+    return torch.where(stacked.isnan().all(0), math.nan, torch.nansum(stacked, 0))

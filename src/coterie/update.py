@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -11,23 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coterie import mismatch
 from coterie.clock import Clock
-from coterie.columns import BEFORE, CURVATURE, GROUPWISE, SHOWN, finite_or_zero, per_decision
+from coterie.columns import SHOWN, finite_or_zero, per_decision
 from coterie.errors import PolicyError, RecipeError, RunError
 from coterie.metrics import Collector, collect
 from coterie.microbatches import microbatches
-from coterie.policies.base import Estimating, Gaussian, Showing
-from coterie.policies.reference import Reference
+from coterie.optimizer_step import optimizer_step
+from coterie.policies.base import Estimating, Showing
+from coterie.provide import provide
 from coterie.rollouts import Rollouts
-from coterie.run import Run, optimizer_at
-from coterie.schedules import Schedule
+from coterie.run import Run
 from coterie.streams import stream
 from coterie.wiring import argument, wanted
-from coterie.workers import gather_metrics
-
-_OWN_LOGP = ("logp_old", "logp_train")
-"""Columns that are the policy's log-prob at a moment before the update."""
+from coterie.workers import gather_metrics, own_microbatches
 
 
 def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
@@ -49,7 +44,7 @@ def update(run: Run, rollouts: Rollouts, step: int, clock: Clock) -> None:
                 check = run.first_update and epoch == 0 and number == 0 and bool(alive.any())
                 shown = _shown(run, step, epoch, number) if share else None
                 evaluate = partial(_evaluate, run, part, coefficients, share, shown, step, collector)
-                loss, norm = _step(run, step, evaluate, collector, check)
+                loss, norm = optimizer_step(run, step, evaluate, collector, check)
                 losses.append(loss)
                 if norm is not None:
                     norms.append(norm)
@@ -80,7 +75,7 @@ def _evaluate(
     budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
     total = 0.0 if shown is None else imitate(run, share, shown, step, collector, gradient)
     with torch.set_grad_enabled(gradient):
-        micros = _own_microbatches(run, part, budget, run.whole_groups, shared)
+        micros = own_microbatches(run.workers, part, budget, run.whole_groups, shared)
         idle = run.learner.idle(len(micros))
         for rows in micros:
             micro = part.rows(rows)
@@ -107,13 +102,9 @@ def _pass_idly(run: Run, part: Rollouts, gradient: bool) -> None:
 def _epochs(run: Run, rollouts: Rollouts) -> Iterator[Rollouts]:
     """The batch as each epoch sees it: once for all, or with noise of its own where log-probs are estimates."""
     yield rollouts
-    if _estimates(run):
+    if run.estimates:
         for epoch in range(1, run.settings.update.epochs):
             yield cast(Estimating, run.policy).renoise(rollouts, epoch)
-
-
-def _estimates(run: Run) -> bool:
-    return getattr(run.policy, "estimates", False)
 
 
 def _share(run: Run, step: int) -> float:
@@ -180,14 +171,6 @@ def _minibatches(run: Run, rollouts: Rollouts, step: int, epoch: int) -> Iterato
         members = torch.isin(rollouts["groups"], torch.as_tensor(chunk, device=rollouts["groups"].device))
         if bool(members.any()):
             yield rollouts.rows(members)
-
-
-def _own_microbatches(run: Run, rollouts: Rollouts, *how: Any) -> list[Tensor]:
-    """Row indices of the parts that this worker runs through the model."""
-    if run.workers.size == 1:
-        return microbatches(rollouts, *how)
-    mine = run.workers.rows(rollouts)
-    return [mine[rows] for rows in microbatches(rollouts.rows(mine), *how)] if len(mine) else []
 
 
 def _loss(run: Run, micro: Rollouts, coefficients: Tensor, step: int, collector: Collector) -> Tensor:
@@ -258,146 +241,3 @@ def _check_on_policy(run: Run, collector: Collector) -> None:
             f"{run.policy.tolerance:g} is rounding)",
             hint="sampler and trainer must use the same weights, precision and sampling spec; run `coterie doctor`",
         )
-
-
-def _step(
-    run: Run, step: int, evaluate: Callable[..., float], collector: Collector, check: bool
-) -> tuple[float, float | None]:
-    """One step of the optimizer: the loss, and the norm of its gradient where there is one.
-
-    An optimizer that asks for it gets a closure, which evaluates the same micro-batches at whatever weights it has set;
-    metrics are then means over its evaluations, and the gradient is not clipped.
-    """
-    asks = getattr(run.optimizer, "asks", None)
-    norms: list[float] = []
-    if asks is None:
-        loss = evaluate(gradient=True, check=check)
-        norms.append(_gradient_norm(run, run.settings.update.max_grad_norm))
-    elif check:
-        evaluate(gradient=False, check=True)
-    _follow_schedules(run, step)
-    with collect(collector):
-        if asks is None:
-            run.optimizer.step()
-        else:
-
-            def closure() -> float:
-                value = evaluate(gradient=asks == "gradient")
-                if asks == "gradient":
-                    norms.append(_gradient_norm(run, float("inf")))
-                return value
-
-            loss = float(run.optimizer.step(closure))
-    run.learner.stepped()
-    run.policy.version += 1
-    return loss, norms[0] if norms else None
-
-
-def _gradient_norm(run: Run, limit: float) -> float:
-    """Clip the gradient to a norm; returns what it was."""
-    norm = run.learner.gradient_norm(limit)
-    if not np.isfinite(norm):
-        raise RunError("the gradient is not finite", hint="the last checkpoint is intact; lower optimizer.lr")
-    return norm
-
-
-def _follow_schedules(run: Run, step: int) -> None:
-    if any(isinstance(value, Schedule) for value in run.recipe.single["optimizer"].settings.values()):
-        now = optimizer_at(run.recipe, run.learner.parameters()[:1], step).defaults
-        for group in run.optimizer.param_groups:
-            group.update(now)
-    run.metrics["lr"] = float(run.optimizer.param_groups[-1]["lr"])
-
-
-def provide(run: Run, rollouts: Rollouts, slots: str, step: int, clock: Clock) -> Rollouts:
-    """Fill in the columns of policy, reference, teacher and history that pieces in these slots read, without gradient.
-
-    In the objective, logp and entropy are left out: they are computed with gradient, once, where they are used. There
-    update.recompute_logp replaces the sampler's logp_old by the trainer's, and so do estimates, as logp_train does
-    wherever a piece read it.
-    """
-    if "drift" in wanted(run.recipe, "history", slots) and "drift" not in rollouts:
-        with clock.phase("reference"), torch.no_grad():
-            drift = run.history.drift(rollouts, lambda past: score_live(run, past, {"logp"})["logp"])
-        rollouts = rollouts.with_columns(drift=drift)
-    if "kl_ref" in wanted(run.recipe, "policy", slots) and "mean_ref" not in rollouts.media:
-        with clock.phase("reference"):
-            rollouts = _with_reference_means(run, rollouts)
-    if "best_gap" in wanted(run.recipe, "policy", slots) and "velocity_best" not in rollouts.media:
-        with clock.phase("reference"):
-            rollouts = _with_best_velocities(run, rollouts)
-    if "fine_gap" in wanted(run.recipe, "policy", slots) and "velocity_fine" not in rollouts.media:
-        with clock.phase("reference"):
-            rollouts = _with_fine_velocities(run, rollouts, argument(run.recipe, "fine_gap", step))
-    frozen = wanted(run.recipe, "reference", slots) | wanted(run.recipe, "teacher", slots)
-    missing = {c for c in frozen if c not in rollouts}
-    if slots != "objective":
-        missing |= {c for c in wanted(run.recipe, "policy", slots) if c not in rollouts}
-    else:
-        missing |= {c for c in wanted(run.recipe, "policy", slots) & BEFORE if c not in rollouts}
-        again = run.settings.update.recompute_logp or _estimates(run)
-        if again and "logp_train" not in missing and "logp_train" not in rollouts:
-            missing.add("logp_old")
-    if not missing:
-        return rollouts
-    with clock.phase("reference"), torch.no_grad():
-        rollouts = rollouts.with_columns(**score_live(run, rollouts, missing, step))
-    if "logp_train" in missing:
-        weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
-        mismatch.observe(rollouts["logp_train"], rollouts["logp_old"], weights, rollouts["mask"])
-    return rollouts
-
-
-def _with_reference_means(run: Run, rollouts: Rollouts) -> Rollouts:
-    """The rollouts with the reference's mean of every decision beside their states."""
-    means = torch.zeros_like(rollouts.media["states"][:, 1:])
-    for rows in _own_microbatches(run, rollouts, run.settings.update.tokens_per_microbatch):
-        means[rows] = run.reference().means(rollouts.rows(rows))
-    return replace(rollouts, media={**rollouts.media, "mean_ref": run.workers.sum(means)})
-
-
-def _with_best_velocities(run: Run, rollouts: Rollouts) -> Rollouts:
-    """The rollouts with the velocity on the best path of their group beside the states of their decisions."""
-    found = torch.zeros_like(rollouts.media["states"][:, 1:])
-    for rows in _own_microbatches(run, rollouts, run.settings.update.tokens_per_microbatch, True):
-        found[rows] = cast(Gaussian, run.policy).best_velocities(rollouts.rows(rows))
-    return replace(rollouts, media={**rollouts.media, "velocity_best": run.workers.sum(found)})
-
-
-def _with_fine_velocities(run: Run, rollouts: Rollouts, substeps: int) -> Rollouts:
-    """The rollouts with the reference's velocity over each step, walked in finer ones, beside their states."""
-    found = torch.zeros_like(rollouts.media["states"][:, 1:])
-    for rows in _own_microbatches(run, rollouts, run.settings.update.tokens_per_microbatch):
-        found[rows] = run.reference().fine_velocities(rollouts.rows(rows), substeps)
-    return replace(rollouts, media={**rollouts.media, "velocity_fine": run.workers.sum(found)})
-
-
-def score_live(
-    run: Run, rollouts: Rollouts, columns: set[str], step: int = 0, reference: Reference | None = None
-) -> dict[str, Tensor]:
-    """Columns of the rollouts that have weight, 0 elsewhere, by micro-batches. [B,T] each. logp_ref is the run's
-    reference's, unless another is given.
-    """
-    policy: Any = run.policy  # a recipe that reads what its kind does not have was refused
-    weights = rollouts["weights"] if "weights" in rollouts else torch.ones_like(rollouts["rewards"])
-    alive = (per_decision(weights, rollouts["mask"]) != 0).any(-1).nonzero().squeeze(-1)
-    out = {name: torch.zeros_like(rollouts["logp_old"]) for name in columns}
-    own = {"logp" if c in _OWN_LOGP else c for c in columns - {"logp_ref", "logp_teacher"} - (BEFORE - {"logp_train"})}
-    budget, shared = run.settings.update.tokens_per_microbatch, run.policy.shares_prefix
-    for rows in _own_microbatches(run, rollouts.rows(alive), budget, bool(own & GROUPWISE), shared):
-        micro = rollouts.rows(alive[rows])
-        found = run.policy.score(micro, own) if own else {}
-        found = found | ((reference or run.reference()).score(micro) if "logp_ref" in columns else {})
-        if "logp_min_p" in columns:
-            found["logp_min_p"] = policy.score_min_p(micro, argument(run.recipe, "logp_min_p", step))
-        if columns & CURVATURE:
-            found |= policy.score_curvature(micro)
-        if "logp_tempered" in columns:
-            factor = argument(run.recipe, "logp_tempered", step)
-            spec = replace(micro.sampling, temperature=micro.sampling.temperature * factor)
-            found["logp_tempered"] = run.policy.score(replace(micro, sampling=spec), {"logp"})["logp"]
-        found = found | (run.teacher().score(micro) if "logp_teacher" in columns else {})
-        for name in columns:
-            value = found["logp" if name in _OWN_LOGP else name]
-            out[name][alive[rows], : value.shape[1]] = value
-    return {name: run.workers.sum(value) for name, value in sorted(out.items())}  # 0 but for one worker

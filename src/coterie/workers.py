@@ -16,6 +16,7 @@ from torch import Tensor
 from coterie.clock import Clock
 from coterie.learner import Learner
 from coterie.metrics import Collector
+from coterie.microbatches import microbatches
 from coterie.policies.base import Policy
 from coterie.rollouts import Rollouts
 
@@ -81,6 +82,14 @@ def gather_rollouts(workers: Alone, part: Rollouts | None, device: torch.device)
         return part
     moved = None if part is None else part.to(torch.device("cpu"))
     return Rollouts.concat([p for p in workers.together(moved) if p is not None]).to(device)
+
+
+def own_microbatches(workers: Alone, rollouts: Rollouts, *how: Any) -> list[Tensor]:
+    """Row indices of the parts that this process runs through the model, cut as `microbatches` cuts."""
+    if workers.size == 1:
+        return microbatches(rollouts, *how)
+    mine = workers.rows(rollouts)
+    return [mine[rows] for rows in microbatches(rollouts.rows(mine), *how)] if len(mine) else []
 
 
 def gather_metrics(workers: Alone, collector: Collector) -> Collector:

@@ -15,13 +15,13 @@ from oracles.dcpo_distribution import dcpo as oracle
 from oracles.dcpo_distribution import surprise, temperature
 
 from coterie.api import start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.credit import distribution_centric
 from coterie.metrics import Collector, collect
+from coterie.provide import provide
 from coterie.recipe import resolve
 from coterie.rollouts import Sampling
-from coterie.run import build
-from coterie.update import provide
 from tests.e2e.conftest import TINY
 
 NAMES = ("advantages", "correct", "logp_tempered", "logp_old", "mask")

@@ -14,7 +14,7 @@ from oracles import inputs
 from oracles.group_norm import group_norm as oracle
 
 from coterie.credit import decoupled_norm, group_norm
-from coterie.grading import combine
+from coterie.reductions import combine
 
 PAIR = torch.zeros(2, dtype=torch.long)
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from oracles import inputs
 from oracles.seed_grpo import factors
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.credit import group_norm, semantic_entropy
 from coterie.recipe import resolve
-from coterie.run import build
 
 TINY = [
     "task={sort: {digits: 2, train: 40, held_out: 12}}",

@@ -14,6 +14,7 @@ from hypothesis import given
 from oracles import agents as oracle
 from oracles import inputs
 
+from coterie.build import build_task
 from coterie.credit import group_norm, unbroken_turn_norm
 from coterie.environments.base import Episode
 from coterie.environments.replay import EXPERT, Replay
@@ -27,7 +28,6 @@ from coterie.policies.tiny import TinySpec
 from coterie.recipe import resolve
 from coterie.rollout.strategies.semi_online import semi_online
 from coterie.rollouts import Prompt, Sampling
-from coterie.run import build_task
 from coterie.selection import unbroken_spread
 from coterie.tasks.frozen_lake import frozen_lake
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from oracles import inputs
 from oracles import vgpo as oracle
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.credit.group_norm import group_norm
@@ -19,7 +20,6 @@ from coterie.credit.value_anchored import value_anchored
 from coterie.errors import RecipeError
 from coterie.policies.flow.steps import noise_levels
 from coterie.recipe import resolve
-from coterie.run import build
 from tests.e2e.conftest import DENOISES, TINY
 
 COLUMNS = ("rewards", "preview_rewards", "groups", "mask")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.curriculum import prioritized
 from coterie.recipe import resolve
-from coterie.run import build
 from tests.e2e.conftest import TINY
 
 

@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from coterie.api import start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.environments import World
 from coterie.loop import learn, prepare
 from coterie.observe.rollout_store import read
 from coterie.recipe import resolve
-from coterie.run import Run, build
+from coterie.run import Run
 from tests.e2e.conftest import Answer
 from tests.e2e.unreliable_world import Walk
 

@@ -13,18 +13,21 @@ import torch
 from test_conformance import SETTINGS, name
 
 from coterie import api
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.columns import COLUMNS
 from coterie.errors import RecipeError
 from coterie.loop import credit, select
 from coterie.metrics import Collector
-from coterie.pieces import TABLE_KINDS, Piece, all_pieces
+from coterie.pieces import TABLE_KINDS, Piece
 from coterie.policies.masked_diffusion.policy import MaskedDiffusion
+from coterie.provide import provide
 from coterie.recipe import resolve
+from coterie.registry import all_pieces
 from coterie.rollouts import Rollouts
-from coterie.run import Run, build
-from coterie.update import _loss, provide, update
+from coterie.run import Run
+from coterie.update import _loss, update
 from tests.e2e.conftest import DENOISES, TINY
 from tests.e2e.test_resume import assert_same_run, finish, kill, start, wait_for
 

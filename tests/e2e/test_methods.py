@@ -13,12 +13,12 @@ import torch
 
 from coterie import methods
 from coterie.api import start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.reference import Reference
 from coterie.recipe import resolve
-from coterie.run import build
 from tests.e2e.conftest import DENOISES, TINY
 
 

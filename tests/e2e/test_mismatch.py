@@ -16,6 +16,7 @@ from torch import Tensor
 
 from coterie import loop
 from coterie.api import start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.errors import PolicyError, RecipeError
 from coterie.mismatch import correct, samples_itself
@@ -24,7 +25,7 @@ from coterie.recipe import resolve
 from coterie.rollout.engines.base import Generation
 from coterie.rollout.engines.local import LocalEngine
 from coterie.rollouts import Prompt, Rollouts, Sampling
-from coterie.run import Run, build
+from coterie.run import Run
 from coterie.update import update
 
 BF16 = "model.sample_dtype=bfloat16"

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from coterie.api import resume, start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.errors import RecipeError
 from coterie.loop import prepare
 from coterie.recipe import resolve
-from coterie.run import build
 from tests.e2e.test_resume import kill, metrics, wait_for
 from tests.e2e.test_resume import start as launch
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from environments.worlds import Spoken
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.environments import World
@@ -20,7 +21,6 @@ from coterie.recipe import resolve
 from coterie.rollout.engines.base import Request
 from coterie.rollout.episodes import play
 from coterie.rollouts import Prompt, Rollouts, Sampling
-from coterie.run import build
 from coterie.update import update
 from tests.e2e.conftest import TINY
 

@@ -13,13 +13,13 @@ from oracles import coda as oracle
 from safetensors.torch import load_file
 
 from coterie.api import start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.credit import group_norm
 from coterie.environments.plan_and_act import PlanAndAct, action_score
 from coterie.errors import RecipeError
 from coterie.loop import prepare
 from coterie.recipe import resolve
-from coterie.run import build
 from coterie.tasks import plan_and_act
 
 words = st.text("ct0123456789x>", max_size=3)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from coterie.api import start
+from coterie.build import build
 from coterie.cli.commands import fine_tune
 from coterie.cli.demo import RECIPES
 from coterie.environments.delegation import Delegation
@@ -20,7 +21,6 @@ from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import ModelSpec
 from coterie.policies.tiny import TinySpec
 from coterie.recipe import resolve
-from coterie.run import build
 from coterie.tasks.base import validate
 from coterie.tasks.delegation import delegation
 from coterie.warm_start import warm_start

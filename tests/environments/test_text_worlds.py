@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coterie import pieces
+from coterie import registry
 from coterie.environments.emotional_user import EmotionalUser
 from coterie.environments.household import Household
 from coterie.environments.prisoners_dilemma import PARTNERS, PAYOFF, PrisonersDilemma, best_from
@@ -35,7 +35,7 @@ HIDDEN = ("target", "secret", "wishes", "partner", "rounds", "hands")
 
 
 def made(slug: str, **settings: Any) -> Task:
-    return pieces.get("task", slug).fn(**{**TASKS[slug], **settings})
+    return registry.get("task", slug).fn(**{**TASKS[slug], **settings})
 
 
 @pytest.mark.parametrize("slug", TASKS)

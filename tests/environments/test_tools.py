@@ -254,7 +254,7 @@ def test_prompts_with_tools() -> None:
 
 
 def test_the_world_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "_registry", dict(pieces._registry))
+    monkeypatch.setattr(pieces, "REGISTERED", dict(pieces.REGISTERED))
     text = (Path(__file__).parents[2] / "docs" / "worlds.md").read_text(encoding="utf-8")
     found = re.search(r'^```python title="my_tools.py"\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
     assert found is not None

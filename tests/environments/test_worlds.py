@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coterie import pieces
+from coterie import registry
 from coterie.environments import World
 from coterie.environments.calculator import Calculator
 from coterie.environments.frozen_lake import FrozenLake, show, way
@@ -34,7 +34,7 @@ def test_the_script_succeeds_everywhere_and_silence_nowhere(slug: str) -> None:
     task = QUICK[slug]()
     report = validate(task)
     assert report.ok and report.rows == len(task.train) + len(task.held_out) == report.corrupted
-    assert pieces.get("task", slug).fn is QUICK[slug]
+    assert registry.get("task", slug).fn is QUICK[slug]
     assert not {r["prompt"] for r in task.train} & {r["prompt"] for r in task.held_out}
     assert QUICK[slug](seed=3).train == QUICK[slug](seed=3).train != task.train
     assert task.vocabulary is not None and task.world is not None and task.script is not None

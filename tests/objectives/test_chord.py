@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import chord, inputs
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.loop import credit, select
 from coterie.metrics import Collector
 from coterie.objectives import imitations, trust_regions
 from coterie.recipe import resolve
-from coterie.run import build
 from coterie.schedules import Schedule
 from coterie.streams import stream
 from coterie.update import _shown, imitate, update

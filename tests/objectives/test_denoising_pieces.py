@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import denoising as oracle
 from oracles import inputs
 
-from coterie import methods, pieces
+from coterie import methods, registry
 from coterie.credit.clip_advantage import clip_advantage
 from coterie.credit.group_norm import group_norm
 from coterie.credit.step_norm import step_norm
@@ -221,4 +221,4 @@ def test_the_loss_of_these_methods_is_grpos(slug: str) -> None:
     a = t["advantages"].unsqueeze(-1) if t["advantages"].dim() == 1 else t["advantages"]
     want = torch.minimum(ratio * a, ratio.clamp(low, high) * a)
     torch.testing.assert_close(value[t["mask"]], want[t["mask"]])
-    assert clip_advantage.piece.slug == "clip_advantage" and pieces.get("sampler", "ode").paper is None
+    assert clip_advantage.piece.slug == "clip_advantage" and registry.get("sampler", "ode").paper is None

@@ -15,6 +15,7 @@ from oracles import inputs
 from small_flow import small_flow
 
 from coterie.api import start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import CoterieError
@@ -22,11 +23,10 @@ from coterie.loop import credit, select
 from coterie.objectives.terms.step_distillation import step_distillation
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.policies.reference import Reference
+from coterie.provide import provide
 from coterie.recipe import resolve
 from coterie.rollout.strategies.plain import plain
 from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
-from coterie.run import build
-from coterie.update import provide
 from tests.e2e.conftest import DENOISES, TINY
 
 D = torch.float64

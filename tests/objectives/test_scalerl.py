@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from oracles import inputs, scalerl
 
 from coterie import credit
+from coterie.build import build
 from coterie.curriculum import unsolved
 from coterie.errors import RecipeError
 from coterie.objectives import aggregations, ratios, trust_regions
@@ -22,7 +23,6 @@ from coterie.policies.tiny import TinySpec
 from coterie.recipe import resolve
 from coterie.rollout.strategies import interrupted
 from coterie.rollouts import Prompt, Sampling
-from coterie.run import build
 
 RECIPE = resolve(method="scalerl", overrides=["task=sort"])
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from coterie import api
+from coterie.build import build
 from coterie.observe import canvases, samples
 from coterie.recipe import resolve
 from coterie.rollouts import Prompt, Rollouts
-from coterie.run import build
 from tests.e2e.conftest import TINY
 
 MASKED = [*TINY, "model.kind=masked_diffusion", "unmask.steps=2"]

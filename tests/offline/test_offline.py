@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 import coterie
 from coterie.api import start
+from coterie.build import build
 from coterie.errors import CoterieError
 from coterie.recipe import resolve
-from coterie.run import build
 from tests.e2e.conftest import TINY, cli  # noqa: F401  (a fixture)
 
 DENSE = [*TINY, "task.dense=true", "steps=1", "checkpoint.every=1"]

@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 
 import coterie
 from coterie.api import start
+from coterie.build import build
 from coterie.errors import CoterieError
 from coterie.offline.pairs import parts
 from coterie.recipe import resolve
 from coterie.rollouts import Sampling
-from coterie.run import Run, build
+from coterie.run import Run
 from tests.e2e.conftest import TINY
 
 MODEL = "model={init: {layers: 1, width: 16, heads: 2, context: 64}}"

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from coterie import methods
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.errors import PolicyError
 from coterie.optim.replay import directions
-from coterie.pieces import all_pieces
-from coterie.run import Run, build
+from coterie.registry import all_pieces
+from coterie.run import Run
 from coterie.streams import stream
 from coterie.update import update
 from tests.test_update import batch_of, gradients, make

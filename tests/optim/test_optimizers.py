@@ -13,7 +13,7 @@ from torch import Tensor
 import coterie.optim
 from coterie.metrics import Collector, collect
 from coterie.optim.master import MasterWeights, optimize
-from coterie.pieces import all_pieces
+from coterie.registry import all_pieces
 from coterie.schedules import Schedule
 from tests.optim.problems import closure_of, logistic, minimise, quadratic
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.loop import begin, credit, select
 from coterie.recipe import resolve
-from coterie.run import Run, build
+from coterie.run import Run
 from coterie.update import update
 from tests.e2e.conftest import DENOISES, TINY
 

@@ -9,6 +9,7 @@ import torch
 
 from coterie import wiring
 from coterie.api import start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import PolicyError, RecipeError
@@ -17,10 +18,9 @@ from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import ModelSpec
 from coterie.policies.teacher import Teacher
 from coterie.policies.tiny import TinySpec
+from coterie.provide import provide
 from coterie.recipe import resolve
 from coterie.rollouts import Prompt, Sampling
-from coterie.run import build
-from coterie.update import provide
 
 
 def load(seed: int = 0, vocabulary: str = "abc") -> CausalLM:

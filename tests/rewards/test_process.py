@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import CoterieError, RecipeError, RewardError
 from coterie.recipe import resolve
 from coterie.rewards import process
 from coterie.rollouts import Rollouts
-from coterie.run import build
 from coterie.tasks import sort
 from tests.e2e.conftest import TINY
 

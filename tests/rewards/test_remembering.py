@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from coterie.api import resume, start
+from coterie.build import build
 from coterie.errors import RecipeError, RewardError
 from coterie.recipe import resolve
 from coterie.rewards.functions import WeightedReward, read
 from coterie.rewards.remembering import check_alone, check_state, memory_of
-from coterie.run import build
 from tests.e2e.conftest import TINY
 from tests.e2e.test_resume import assert_same_run, kill, wait_for
 from tests.e2e.test_resume import start as launch

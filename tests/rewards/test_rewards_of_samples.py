@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from oracles import paco_grpo, pref_grpo
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.loop import credit, select
 from coterie.recipe import resolve
 from coterie.rollouts import Rollouts
-from coterie.run import build
 from tests.e2e.conftest import DENOISES, TINY
 from tests.e2e.rewards import nearer
 

@@ -12,10 +12,11 @@ import torch
 from test_workers import FLOW, TINY, WORLD
 from torch import Tensor
 
+from coterie.build import build
 from coterie.evaluator import accuracy, evaluate
 from coterie.policies.base import WHOLE, Part
 from coterie.recipe import resolve
-from coterie.run import Run, build
+from coterie.run import Run
 from coterie.workers import Alone
 
 UNMASKING = [

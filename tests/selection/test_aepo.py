@@ -14,12 +14,12 @@ from oracles.aepo import batch as oracle
 from oracles.dcpo_distribution import temperature
 
 from coterie.api import start
+from coterie.build import build
 from coterie.credit import tempered_reinforce
 from coterie.metrics import Collector, collect
 from coterie.recipe import resolve
 from coterie.rollout.strategies.tempered_extra import tempered_extra
 from coterie.rollouts import Sampling
-from coterie.run import build
 from coterie.selection import swap_tempered
 from coterie.streams import stream
 from tests.e2e.conftest import TINY

@@ -15,6 +15,7 @@ from oracles.anchors import grao as grao_oracle
 from oracles.anchors import kept as kept_oracle
 
 from coterie.api import start
+from coterie.build import build
 from coterie.credit import anchored_norm, group_norm
 from coterie.errors import RecipeError
 from coterie.metrics import Collector, collect
@@ -24,7 +25,6 @@ from coterie.recipe import resolve
 from coterie.reductions import masked_mean
 from coterie.rollout.strategies.reference_answer import reference_answer
 from coterie.rollouts import Sampling
-from coterie.run import build
 from coterie.selection import indistinct
 from tests.e2e.conftest import TINY
 

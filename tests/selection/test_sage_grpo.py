@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from oracles import denoising, inputs
 from oracles import sage_grpo as oracle
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.objectives.terms.exact_kl import exact_kl
@@ -19,7 +20,6 @@ from coterie.objectives.terms.step_kl import step_kl
 from coterie.policies.flow.steps import gains, noise_levels, transition
 from coterie.recipe import resolve
 from coterie.rollouts import Denoising
-from coterie.run import build
 from coterie.selection.equalise_steps import equalise_steps
 from tests.e2e.conftest import DENOISES, TINY
 

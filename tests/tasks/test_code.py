@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sandbox.test_hostile import needed
 
-from coterie import pieces
+from coterie import registry
 from coterie.errors import DataError
 from coterie.tasks.base import validate
 from coterie.tasks.code import solution_of
@@ -33,7 +33,7 @@ ROWS = [
 def load(tmp_path: Path, rows: list[dict[str, str]] = ROWS, **settings: object) -> object:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return pieces.get("task", "code").fn(source=str(path), **{"held_out": 1, **settings})
+    return registry.get("task", "code").fn(source=str(path), **{"held_out": 1, **settings})
 
 
 @needed

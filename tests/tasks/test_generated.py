@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coterie import pieces
+from coterie import registry
 from coterie.errors import RecipeError
 from coterie.tasks import arithmetic, countdown, reversed_addition, sort
 from coterie.tasks.base import validate
@@ -26,7 +26,7 @@ def test_every_reference_is_accepted_and_every_corruption_rejected(slug):
     task = MADE[slug](train=300, held_out=60, seed=3)
     report = validate(task)
     assert report.ok and report.rows == report.corrupted == 360 and task.name == slug
-    assert pieces.get("task", slug).fn is MADE[slug]
+    assert registry.get("task", slug).fn is MADE[slug]
 
 
 @pytest.mark.parametrize("slug", MADE)

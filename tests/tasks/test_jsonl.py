@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coterie import pieces
+from coterie import registry
 from coterie.errors import DataError, RecipeError
 from coterie.tasks import jsonl
 from coterie.tasks.base import Task, validate
@@ -220,7 +220,7 @@ def test_missing_files_and_folders(tmp_path):
 def test_unknown_verifiers_name_the_nearest(tmp_path):
     with pytest.raises(RecipeError, match="did you mean 'numeric'"):
         jsonl(path=write(tmp_path / "d.jsonl", ROWS), verifier="numerc")
-    assert pieces.get("task", "jsonl").settings["path"].required
+    assert registry.get("task", "jsonl").settings["path"].required
 
 
 @pytest.mark.skipif(not MATH.is_dir(), reason="the mathematics files are not beside this checkout")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from coterie.build import build_task
 from coterie.evaluation import maj_at_k
 from coterie.recipe import resolve
-from coterie.run import build_task
 
 
 @pytest.mark.parametrize("verifier", ["numeric"])

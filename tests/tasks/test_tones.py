@@ -14,6 +14,7 @@ from oracles import inputs
 from small_flow import small_flow
 
 from coterie.api import start
+from coterie.build import build_task
 from coterie.credit.group_norm import group_norm
 from coterie.errors import PolicyError, RecipeError
 from coterie.policies.flow.policy import FlowPolicy
@@ -22,7 +23,6 @@ from coterie.recipe import resolve
 from coterie.rewards.shaping.unit_spread import unit_spread
 from coterie.rollout.samplers.flow_sde import flow_sde
 from coterie.rollouts import Denoising, Prompt, Sampling
-from coterie.run import build_task
 from coterie.tasks.base import validate
 from coterie.tasks.tones import si_sdr
 from tests.e2e.conftest import DENOISES, TINY

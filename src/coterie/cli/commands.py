@@ -57,8 +57,8 @@ def _compared(part: Mapping[str, Any]) -> tuple[str, str]:
 
 def fine_tune(recipe: Recipe, out: Path, quiet: bool, as_json: bool) -> None:
     """SFT alone: warm_start's settings, then the model in Hugging Face format."""
+    from coterie.build import build
     from coterie.evaluator import evaluate
-    from coterie.run import build
     from coterie.warm_start import warm_start
 
     _must_be_free(out)
@@ -80,8 +80,8 @@ def fine_tune(recipe: Recipe, out: Path, quiet: bool, as_json: bool) -> None:
 
 def evaluate_target(target: str, arguments: list[str], task: str | None, as_json: bool) -> None:
     """Evaluate a run's last checkpoint on its own task, or any model on a task."""
+    from coterie.build import build
     from coterie.evaluator import evaluate
-    from coterie.run import build
 
     folder = Path(target)
     values: dict[str, Any] = {} if task is None else {"task": task}
@@ -111,7 +111,7 @@ def export_policy(run_path: Path, out: Path) -> None:
     """Load the last checkpoint as the run would, and write plain Hugging Face format; of several policies each to a
     folder of its name.
     """
-    from coterie.run import build
+    from coterie.build import build
 
     _must_be_free(out)
     checkpoint = _last(run_path)

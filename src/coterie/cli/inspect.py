@@ -9,7 +9,7 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from coterie import methods, pieces
+from coterie import methods, registry
 from coterie.cli.output import console, print_json, table
 from coterie.methods import Method
 from coterie.methods.status import CHECKS, Status, load, status
@@ -100,7 +100,7 @@ def _section(title: str, lines: list[str]) -> None:
 
 
 def list_tasks(as_json: bool) -> None:
-    every = pieces.all_pieces("task")
+    every = registry.all_pieces("task")
     if as_json:
         print_json([
             {"task": p.slug, "summary": p.summary,
@@ -117,8 +117,8 @@ def list_tasks(as_json: bool) -> None:
 
 def validate_task(name: str, arguments: list[str], limit: int | None, as_json: bool) -> None:
     """Exit 1 unless the verifier accepts every reference answer and rejects every corrupted one."""
+    from coterie.build import build_task
     from coterie.recipe import resolve
-    from coterie.run import build_task
     from coterie.tasks.base import validate
 
     overrides = [a if a.startswith("task") else f"task.{a}" for a in arguments]

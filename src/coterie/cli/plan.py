@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from coterie import demonstrations, mismatch, wiring
+from coterie.build import build_task, check_together
 from coterie.cli.output import console, print_json, table
 from coterie.offline.recorded import Recorded, load
 from coterie.policies import kinds
 from coterie.recipe import Recipe
 from coterie.rewards.pairwise.contest import contest_of
 from coterie.rewards.process import process_of
-from coterie.run import build_task, check_together
 from coterie.tasks.base import Task
 
 

@@ -1,5 +1,5 @@
 """Credit: one baseline, then any number of modifiers, give the advantages."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

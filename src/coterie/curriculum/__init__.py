@@ -1,5 +1,5 @@
 """Draw: which prompts the next update answers."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

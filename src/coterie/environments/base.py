@@ -145,6 +145,19 @@ class Episode:
         said = [info["success"] for info in self.infos if "success" in info]
         return bool(said[-1]) if said else self.total > 0
 
+    def hear(self, step: Step) -> None:
+        """Take in what the world answered the last action."""
+        self.rewards.append(float(step.reward))
+        self.infos.append(dict(step.info))
+        self.observations.append(step.observation)
+        self.done = step.done
+
+    def hear_late(self, step: Step) -> None:
+        """Take in what became known when the last action had been answered: it counts for that action."""
+        if self.rewards:
+            self.rewards[-1] += float(step.reward)
+            self.infos[-1] = {**self.infos[-1], **step.info}
+
 
 def episode_return(completions: list[Any], episode: list[Episode], **_: Any) -> list[float | None]:
     """The reward of a task with a world: the sum of the steps' rewards, nothing for episodes that failed."""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from coterie.environments.base import Episode, Step, World, row_of
+from coterie.environments.answers import hear
+from coterie.environments.base import Episode, World, row_of
 from coterie.environments.hosts import Failed, Hosts
 from coterie.errors import RunError
 
@@ -38,7 +39,7 @@ def played(world: World, row: dict[str, Any], script: Script) -> Episode:
             step = hosts.step({0: episode.actions[-1]})[0]
             _sound(step)
             assert not isinstance(step, Failed)
-            _hear(episode, step)
+            episode.hear(step)
         return episode
     finally:
         hosts.close()
@@ -59,19 +60,10 @@ def played_together(world: World, row: dict[str, Any], script: Script) -> list[P
             answers = hosts.step_together({0: {p.agent: p.episode.actions[-1] for p in acts}})[0]
             _sound(answers)
             assert not isinstance(answers, Failed)
-            acts = []
-            for name, step in answers:
-                own = [part for part in parts if part.agent == name]
-                if own and not own[-1].episode.done:
-                    _hear(own[-1].episode, step)
-                    acts += [] if step.done else own[-1:]
-                elif step.done:  # it comes late
-                    for part in (p for p in own if p.episode.rewards):
-                        part.episode.rewards[-1] += float(step.reward)
-                        part.episode.infos[-1] = {**part.episode.infos[-1], **step.info}
-                elif turn + 1 < world.turns:
-                    acts.append(Part(name, step.observation))
-                    parts.append(acts[-1])
+            heard, calls = hear(parts, answers)
+            new = [Part(name, said) for name, said in calls.items()] if turn + 1 < world.turns else []
+            acts = [part for part, step in heard if not step.done] + new
+            parts += new
             if not acts:
                 break
         return parts
@@ -112,13 +104,6 @@ def _line(
             tokens += heard
             decided += [False] * len(heard)
     return tokens, decided
-
-
-def _hear(episode: Episode, step: Step) -> None:
-    episode.rewards.append(float(step.reward))
-    episode.infos.append(dict(step.info))
-    episode.observations.append(step.observation)
-    episode.done = step.done
 
 
 def _sound(answer: Any) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from coterie import methods, pieces
+from coterie import methods, registry
 from coterie.recipe import pieces_of
 
 CHECKS = {
@@ -67,7 +67,7 @@ def digest(slug: str) -> str:
     """Of a method's YAML and the source files of the pieces it names, whatever the line endings."""
     files = {methods.FOLDER / f"{slug}.yaml"}
     for _, bound in pieces_of(methods.load(slug).layer):
-        files.add(pieces.source(bound.piece))
+        files.add(registry.source(bound.piece))
     found = hashlib.sha256()
     for name, file in sorted((f.relative_to(methods.FOLDER.parent).as_posix(), f) for f in files):
         found.update(name.encode() + b"\0" + file.read_bytes().replace(b"\r\n", b"\n") + b"\0")

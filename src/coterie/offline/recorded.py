@@ -18,6 +18,7 @@ from coterie.offline import files, pairs
 from coterie.offline.pairs import Row
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.tiny import CHARACTERS
+from coterie.reductions import combine
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sections import Settings
 from coterie.tasks.base import Task
@@ -144,21 +145,18 @@ class Recorded:
             columns["correct"] = torch.tensor([bool(row["correct"]) for row in every])
         if {"parent", "branch"} <= self.columns:
             columns |= _forks(every, taken)
-        columns = {n: _to(v, policy.device) for n, v in columns.items()}
         texts = [
             policy.decode(ids) if row.get("completion") is None else pairs.said(row["completion"])
             for row, (ids, _) in zip(every, written, strict=True)
         ]
         lacking = torch.tensor([row.get("logp_old") is None for row in every], device=policy.device)
-        return Rollouts(prompts, columns, self.sampling or sampling, texts), lacking
+        return Rollouts(prompts, columns, self.sampling or sampling, texts).to(policy.device), lacking
 
     def _rewards(self, rows: list[Row], components: dict[str, Tensor]) -> Tensor:
         """The recorded reward, or the weighted sum of its components where their weights are known. [B]"""
         if "reward" in self.names and not self.weights:
             return _numbers([row["reward"] for row in rows])
-        stacked = torch.stack([components[n] * self.weights.get(n, 1.0) for n in components])
-        total = torch.nansum(stacked, 0)
-        return torch.where(stacked.isnan().all(0), math.nan, total)
+        return combine(components, {n: self.weights.get(n, 1.0) for n in components})
 
     def _fits(self, policy: CausalLM, prompts: list[Prompt], owner: list[int], written: list[Any]) -> None:
         limit = policy.engine.context
@@ -351,7 +349,3 @@ def _forks(every: list[Row], taken: list[list[Row]]) -> dict[str, Tensor]:
 
 def _numbers(values: list[Any]) -> Tensor:
     return torch.tensor([math.nan if v is None else float(v) for v in values], dtype=torch.float32)
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)

@@ -14,7 +14,7 @@ from coterie.optim.spam import SPAM
 from coterie.optim.sparse_mezo import SparseMeZO
 from coterie.optim.zeroth_order import ZerothOrder
 from coterie.optim.zo_ranksgd import ZORankSGD
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)
 

@@ -66,12 +66,12 @@ class Verdict:
 
 def verifier_reward(spec: str | Mapping[str, Any], answer: str) -> WeightedReward:
     """A registered verifier, by slug or {slug: settings}, against the reference in column `answer`."""
-    from coterie import pieces
+    from coterie import registry
 
     if not isinstance(spec, str) and len(spec) != 1:
         raise RecipeError(f"a verifier is written name or {{name: {{settings}}}}, got {dict(spec)!r}")
     slug, settings = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
-    bound = pieces.get("verifier", slug).bind(settings or {})
+    bound = registry.get("verifier", slug).bind(settings or {})
     may_hang = getattr(bound.piece.fn, "may_hang", False)
     return WeightedReward(
         Verdict(bound.piece.fn, answer, bound.at(0)),

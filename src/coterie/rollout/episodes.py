@@ -76,10 +76,7 @@ def play(
                 if isinstance(step, Failed):
                     episode.failed = str(step)
                     continue
-                episode.rewards.append(float(step.reward))
-                episode.infos.append(dict(step.info))
-                episode.observations.append(step.observation)
-                episode.done = step.done
+                episode.hear(step)
                 state[i] = str(step.info.get("state", step.observation))
                 if step.done:
                     now[i].line = replace(now[i].line, truncated=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from coterie.environments.answers import hear
 from coterie.environments.base import Episode, Step, World, row_of
 from coterie.environments.hosts import Failed, Hosts
 from coterie.errors import RunError
@@ -26,7 +27,6 @@ class Seat:
     agent: str
     line: Line
     state: str
-    open: bool = True
     episode: Episode = field(default_factory=Episode)
     turns: list[int] = field(default_factory=list)
     """Turn of each token, -1 where it was put there."""
@@ -140,42 +140,24 @@ class _Game:
         """Take in what the world said; what begins new lines, by agent."""
         for seat in self.acts:
             seat.others.append(0.0)
-        waiting = {s.agent: s for s in self.seats if s.open}
-        for seat in waiting.values():
-            seat.others[-1] += sum(float(step.reward) for name, step in answer if name != seat.agent)
-        calls: dict[str, Any] = {}
+        for seat in self.seats:
+            if not seat.episode.done:
+                seat.others[-1] += sum(float(step.reward) for name, step in answer if name != seat.agent)
+        heard, calls = hear(self.seats, answer)
         self.acts = []
-        for name, step in answer:
-            if name not in waiting:
-                if step.done:
-                    self._late(name, step)
-                else:
-                    calls[name] = step.observation
-                continue
-            seat = waiting[name]
-            seat.episode.rewards.append(float(step.reward))
-            seat.episode.infos.append(dict(step.info))
-            seat.episode.observations.append(step.observation)
-            seat.episode.done = step.done
+        for seat, step in heard:
             seat.state = str(step.info.get("state", step.observation))
             if step.done:
-                seat.open, seat.line = False, replace(seat.line, truncated=False)
-                del waiting[name]
+                seat.line = replace(seat.line, truncated=False)
             elif last:
                 seat.line = replace(seat.line, truncated=True)
             else:
-                text = prompts[name][group].row.get("prompt")
-                ids = policies[name].reply(text, step.observation, seat.line.tokens.tolist())
+                text = prompts[seat.agent][group].row.get("prompt")
+                ids = policies[seat.agent].reply(text, step.observation, seat.line.tokens.tolist())
                 seat.turns += [-1] * len(ids)
                 seat.line = seat.line.followed_by(ids)
                 self.acts.append(seat)
         return calls
-
-    def _late(self, name: str, step: Step) -> None:
-        for seat in self.seats:
-            if seat.agent == name and seat.episode.rewards:
-                seat.episode.rewards[-1] += float(step.reward)
-                seat.episode.infos[-1] = {**seat.episode.infos[-1], **step.info}
 
 
 def _act(

@@ -178,8 +178,8 @@ def join(run: Run, workers: Alone, checkpoint: Path | None = None) -> Run:
 
 def follow(recipe: Recipe, workers: Alone) -> Run:
     """Take part in the run that rank 0 leads: nothing is shown, nothing written."""
+    from coterie.build import build
     from coterie.loop import train
-    from coterie.run import build
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):  # the first one decides when all stop

@@ -3,14 +3,14 @@
 import sys
 
 from coterie.errors import CoterieError
+from coterie.hardware import use_threads
 from coterie.recipe import resolve
-from coterie.run import use_threads
 from coterie.scale import follow
 from coterie.scale.processes import Processes
 
 try:
     recipe = resolve(file=sys.argv[1])
-    use_threads(recipe)
+    use_threads(recipe.settings.threads)
     workers = Processes(recipe.settings.scale)
     follow(recipe, workers)
     workers.close()

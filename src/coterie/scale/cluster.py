@@ -108,14 +108,14 @@ class _Trainer:
     def run(self, recipe: str, environment: dict[str, str]) -> str | None:
         """Take part until the run is done. Why not, if not; None where another trainer was lost."""
         from coterie.errors import CoterieError
-        from coterie.run import use_threads
+        from coterie.hardware import use_threads
         from coterie.scale import follow
         from coterie.scale.maker import written
         from coterie.scale.processes import Lost, Processes
 
         os.environ.update(environment)
         resolved = written(recipe)
-        use_threads(resolved)
+        use_threads(resolved.settings.threads)
         try:
             workers = Processes(resolved.settings.scale)
             with workers.talking():

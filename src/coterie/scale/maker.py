@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import complete
 from coterie.errors import PolicyError
 from coterie.grading import score
+from coterie.hardware import use_threads
 from coterie.metrics import Collector, collect
 from coterie.recipe import Recipe, resolve
 from coterie.rollouts import Rollouts
-from coterie.run import Run, build, use_threads
+from coterie.run import Run
 from coterie.scale.tickets import Ticket
 from coterie.scale.weights import unpack
 
@@ -68,7 +70,7 @@ class Worker:
     def prepare(self, recipe: str, grades: bool) -> None:
         """Load what the recipe names."""
         resolved = written(recipe)
-        use_threads(resolved)
+        use_threads(resolved.settings.threads)
         self.run = build(resolved, to_train=False)
         self.run.optimizer = None  # type: ignore[assignment]  # it never learns
         if grades:

@@ -1,5 +1,5 @@
 """Select: filters decide which groups stay, weights which rollouts and decisions get gradient."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

@@ -1,5 +1,5 @@
 """Tasks: prompts, verifiers and held-out problems."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

@@ -13,6 +13,7 @@ import torch
 from test_conformance import SETTINGS, name
 
 from coterie.api import resume, start
+from coterie.build import build, build_task
 from coterie.cli.demo import RECIPES
 from coterie.clock import Clock
 from coterie.collect import collect
@@ -20,13 +21,14 @@ from coterie.errors import RecipeError
 from coterie.loop import credit, select
 from coterie.observe import rollout_store
 from coterie.observe.pictures import side_by_side, view
-from coterie.pieces import TABLE_KINDS, Piece, all_pieces
+from coterie.pieces import TABLE_KINDS, Piece
 from coterie.policies import kinds
 from coterie.policies.diffusers import files
 from coterie.policies.diffusers.policy import DiffusersPolicy
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.recipe import CHAIN, SINGLE, Recipe, resolve
-from coterie.run import Run, build, build_task
+from coterie.registry import all_pieces
+from coterie.run import Run
 from coterie.tasks.base import PICTURES, Task
 from coterie.update import update
 from tests.e2e.conftest import DENOISES, TINY

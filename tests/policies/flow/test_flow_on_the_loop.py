@@ -14,6 +14,7 @@ from test_conformance import SETTINGS, name
 
 from coterie import methods, wiring
 from coterie.api import start
+from coterie.build import build, build_task
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.columns import COLUMNS
@@ -22,11 +23,12 @@ from coterie.evaluator import evaluate
 from coterie.loop import begin, credit, select
 from coterie.observe import rollout_store
 from coterie.observe.pictures import to_bytes
-from coterie.pieces import TABLE_KINDS, Piece, all_pieces
+from coterie.pieces import TABLE_KINDS, Piece
 from coterie.policies import kinds
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.recipe import CHAIN, SINGLE, Recipe, resolve
-from coterie.run import Run, build, build_task
+from coterie.registry import all_pieces
+from coterie.run import Run
 from coterie.tasks.base import PICTURES, Latent
 from coterie.update import update
 from tests.e2e.conftest import DENOISES, TINY

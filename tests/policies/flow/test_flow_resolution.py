@@ -8,6 +8,7 @@ import torch
 from test_flow_on_the_loop import Silent
 from test_flow_policy import PROMPTS, SEEDS, policy_of, spec_of
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import PolicyError
@@ -18,7 +19,6 @@ from coterie.policies.flow.policy import FlowPolicy
 from coterie.policies.flow.spec import FlowShape, FlowSpec
 from coterie.recipe import resolve
 from coterie.rollout.strategies.renoised import renoised
-from coterie.run import build
 from coterie.sampling import held_out
 from coterie.update import update
 from tests.e2e.conftest import DENOISES, TINY

@@ -63,7 +63,7 @@ def test_what_is_behind_a_block_does_not_matter(family: str) -> None:
         if first:
             for p in asked:
                 p[1] = first
-        return policy._logits(*policy._lay_out(asked, torch.arange(2), now))[..., 5:10]
+        return policy.predictor.logits(policy.model, asked, torch.arange(2), now)[..., 5:10]
 
     plain = logits(None)
     for changed in range(WIDTH):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import co_grpo as oracle
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect as collect_batch
 from coterie.credit import group_norm
@@ -27,7 +28,6 @@ from coterie.policies.masked_diffusion.tiny import TinyMaskedSpec
 from coterie.policies.reference import Reference
 from coterie.recipe import resolve
 from coterie.rollouts import Prompt, Rollouts, Sampling
-from coterie.run import build
 from coterie.sections import Rollout, Settings, Unmask
 from coterie.update import update
 from tests.e2e.conftest import TINY

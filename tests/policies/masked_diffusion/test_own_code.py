@@ -139,10 +139,9 @@ def test_a_model_that_knows_nothing_of_padding_is_scored_exactly(folder: Path, s
 def test_a_shifted_model_is_read_one_place_before(folder: Path) -> None:
     policy, shifted = load(folder), load(folder, shifted=True)
     ids = torch.tensor([[5, 6, policy.mask_id, policy.mask_id]])
-    place = torch.tensor([[2, 3]])
     raw = policy.model(input_ids=ids).logits[0]
     for own, want in ((policy, raw[2:4]), (shifted, raw[1:3])):
-        got = own._logits(ids, torch.ones_like(ids, dtype=torch.bool), place)[0]
+        got = own.predictor.logits(own.model, [[5, 6]], torch.tensor([0]), ids[:, 2:])[0]
         known = [t for t in range(raw.shape[1]) if t != policy.mask_id]
         assert torch.equal(got[:, known], want[:, known]) and (got[:, policy.mask_id] == -torch.inf).all()
 

@@ -11,7 +11,7 @@ import torch
 from coterie.errors import PolicyError
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import ModelSpec
-from coterie.policies.masked_diffusion import policy as module
+from coterie.policies.masked_diffusion import mask_predictor
 from coterie.policies.masked_diffusion.policy import MaskedDiffusion
 from coterie.policies.masked_diffusion.spec import MaskedDiffusionSpec
 from coterie.policies.masked_diffusion.tiny import TinyMaskedSpec
@@ -100,7 +100,7 @@ def test_chunks_change_neither_values_nor_gradients(likelihood: str, monkeypatch
     rollouts = roll(policy)
     found = {}
     for chunk in (10**6, 10):
-        monkeypatch.setattr(module, "CHUNK", chunk)
+        monkeypatch.setattr(mask_predictor, "CHUNK", chunk)
         policy.model.zero_grad()
         value = policy.score(rollouts)["logp"]
         (value * torch.linspace(-1, 1, value.numel()).view(value.shape)).sum().backward()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from coterie import pieces
+from coterie import registry
 from coterie.rewards.pairwise.play import play
 
 Judge = Callable[[int, int], tuple[float, float] | None]
@@ -17,7 +17,7 @@ Judge = Callable[[int, int], tuple[float, float] | None]
 def hold(scheme: str, judge: Judge, size: int, *, draw: Any = 0, **settings: Any) -> list[float]:
     """The rewards of one group. draw: what a scheme draws from, or a seed."""
     source = np.random.default_rng(draw) if isinstance(draw, int) else draw
-    game = pieces.get("scheme", scheme).bind(settings)({"size": size, "draw": source}, 0)
+    game = registry.get("scheme", scheme).bind(settings)({"size": size, "draw": source}, 0)
     (out,) = play([game], lambda asked: [judge(i, j) for _, i, j in asked])
     return out
 

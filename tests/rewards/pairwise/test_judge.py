@@ -13,17 +13,17 @@ import pytest
 import torch
 from games import hold, strict
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import CoterieError, RecipeError, RewardError
-from coterie.pieces import get
 from coterie.recipe import resolve
+from coterie.registry import get
 from coterie.rewards.functions import WeightedReward
 from coterie.rewards.pairwise.contest import Contest
 from coterie.rewards.pairwise.judge import Pairs
 from coterie.rewards.runner import RewardRunner
 from coterie.rollouts import Rollouts
-from coterie.run import build
 from tests.e2e.conftest import TINY
 
 EXAMPLES = Path(__file__).parents[3] / "examples/pairwise_judge.py"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from oracles import inputs
 from oracles.grpo_care import consistency as oracle
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect as roll
 from coterie.credit import group_norm
@@ -20,7 +21,6 @@ from coterie.metrics import Collector, collect
 from coterie.recipe import resolve
 from coterie.rewards.answer_span import answer_span
 from coterie.rewards.shaping import consistency_bonus
-from coterie.run import build
 from coterie.tasks.gsm8k import final_answer
 
 FOUR, LIVE = torch.zeros(4, dtype=torch.long), torch.ones(4, 1, dtype=torch.bool)

@@ -12,8 +12,8 @@ from oracles.paco_grpo import log_tamed as oracle
 from oracles.paco_grpo import variations
 
 from coterie.credit import group_norm
-from coterie.grading import combine
 from coterie.metrics import Collector, collect
+from coterie.reductions import combine
 from coterie.rewards.shaping import log_tamed
 
 ONES = {"a": 1.0, "b": 1.0}

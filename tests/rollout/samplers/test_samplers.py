@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import denoising as oracle
 from torch import Tensor
 
-from coterie import pieces
+from coterie import registry
 from coterie.policies.flow.steps import divergence, entropy, log_density, noise_levels, transition
 from coterie.rollouts import Denoising
 
@@ -24,13 +24,13 @@ X, V = [1.0, -1.0], [0.5, 0.0]
 def rule(name: str, x: list[float], v: list[float], s: float, t: float, cap: float, **settings: float) -> tuple:
     wide = [torch.tensor([[value]], dtype=torch.float64) for value in (s, t, cap)]
     given_ = [torch.tensor([row], dtype=torch.float64) for row in (x, v)]
-    mean, std = pieces.get("sampler", name).fn(*given_, *wide, **settings)
+    mean, std = registry.get("sampler", name).fn(*given_, *wide, **settings)
     assert std.shape == (1, 1) and mean.shape == (1, len(x))
     return mean[0].tolist(), float(std)
 
 
 def test_every_rule_has_an_oracle() -> None:
-    assert {p.slug for p in pieces.all_pieces("sampler") if p.module.startswith("coterie.")} == {*NAMES, "ode"}
+    assert {p.slug for p in registry.all_pieces("sampler") if p.module.startswith("coterie.")} == {*NAMES, "ode"}
 
 
 @pytest.mark.oracle("flow-grpo", "dancegrpo", "cps", "ddpo")

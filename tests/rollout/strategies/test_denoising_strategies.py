@@ -14,6 +14,7 @@ from oracles import denoising as oracle
 from oracles import granular_grpo as granular
 from small_flow import small_flow
 
+from coterie.build import build
 from coterie.errors import RecipeError
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.recipe import resolve
@@ -22,7 +23,6 @@ from coterie.rollout.strategies.plain import plain
 from coterie.rollout.strategies.single_noise import single_noise
 from coterie.rollout.strategies.sliding_window import sliding_window, window_start
 from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
-from coterie.run import build
 from tests.e2e.conftest import DENOISES, TINY
 
 PROMPTS = [Prompt((k,), index=k) for k in range(2)]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from oracles import dynamic_treerpo as oracle
 from oracles import inputs
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import RecipeError
@@ -22,12 +23,11 @@ from coterie.objectives.trust_regions.ppo_clip import ppo_clip
 from coterie.policies.flow.policy import FlowPolicy
 from coterie.policies.flow.spec import FlowShape, FlowSpec
 from coterie.policies.flow.steps import transition
+from coterie.provide import provide
 from coterie.recipe import resolve
 from coterie.rollout.strategies.sliding_window import sliding_window
 from coterie.rollout.strategies.window_tree import window_tree
 from coterie.rollouts import Denoising, Prompt, Sampling
-from coterie.run import build
-from coterie.update import provide
 from tests.e2e.conftest import DENOISES, TINY
 
 D = torch.float64

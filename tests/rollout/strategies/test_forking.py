@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from coterie.api import resume, start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect, select_groups
 from coterie.errors import RecipeError
@@ -19,7 +20,6 @@ from coterie.rollout.strategies.segment_probes import segment_probes
 from coterie.rollout.strategies.segment_tree import segment_tree
 from coterie.rollout.strategies.serial_exit import serial_exit
 from coterie.rollouts import Prompt, Rollouts, Sampling
-from coterie.run import build
 from coterie.streams import stream
 from tests.e2e.conftest import TINY
 

@@ -14,6 +14,7 @@ from oracles import forward_process as oracle
 from oracles import inputs
 from small_flow import small_flow
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect
 from coterie.errors import RecipeError
@@ -26,7 +27,6 @@ from coterie.recipe import resolve
 from coterie.rollout.strategies.explored import contrast, explored
 from coterie.rollout.strategies.renoised import renoised
 from coterie.rollouts import Denoising, Prompt, Rollouts, Sampling
-from coterie.run import build
 from tests.e2e.conftest import DENOISES, TINY
 
 D = torch.float64

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles.ghpo import hint, share_of
 
+from coterie.build import build
 from coterie.credit import group_norm
 from coterie.errors import RecipeError
 from coterie.metrics import Collector, collect
 from coterie.recipe import resolve
 from coterie.rollout.strategies.hinted import begin, hinted
 from coterie.rollouts import Sampling
-from coterie.run import Run, build
+from coterie.run import Run
 from tests.e2e.conftest import TINY
 
 SHARES = (0.25, 0.5, 0.75)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from oracles import inputs
 from oracles.igpo import canvas, loss, replaced, teaches
 
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect as collect_batch
 from coterie.credit import group_norm
@@ -22,7 +23,7 @@ from coterie.metrics import Collector, collect
 from coterie.recipe import resolve
 from coterie.rollout.strategies.inpainted import cut, inpainted, lay_out, reveal
 from coterie.rollouts import Rollouts, Sampling
-from coterie.run import Run, build
+from coterie.run import Run
 from coterie.selection import top_given
 from coterie.streams import stream
 from coterie.update import update

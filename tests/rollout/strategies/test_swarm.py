@@ -17,10 +17,10 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from coterie.api import resume, start
+from coterie.build import build
 from coterie.errors import RecipeError, RunError
 from coterie.recipe import resolve
 from coterie.rollout.shared_store import Shared, SharedStore
-from coterie.run import build
 
 TINY = [
     "task={sort: {digits: 2, train: 40, held_out: 8}}", "threads=1", "steps=2", "draw.prompts=4",

@@ -16,6 +16,7 @@ from oracles import inputs
 from oracles import thor as oracle
 
 from coterie.api import start
+from coterie.build import build
 from coterie.clock import Clock
 from coterie.collect import collect as collected
 from coterie.credit import group_norm
@@ -35,7 +36,6 @@ from coterie.rewards.shaping import call_success
 from coterie.rollout.strategies.plain import plain
 from coterie.rollout.strategies.retried_calls import retried_calls
 from coterie.rollouts import Prompt, Rollouts, Sampling
-from coterie.run import build
 from coterie.selection import weigh_retries
 from coterie.streams import stream
 

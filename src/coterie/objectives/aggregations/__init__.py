@@ -1,5 +1,5 @@
 """How decisions become one number: the coefficient of each decision in the update."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

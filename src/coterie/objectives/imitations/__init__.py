@@ -1,5 +1,5 @@
 """What is learned from demonstrations beside the rollouts."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

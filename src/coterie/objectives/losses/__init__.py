@@ -1,5 +1,5 @@
 """Whole losses that take the place of ratio and trust region."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

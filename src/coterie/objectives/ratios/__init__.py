@@ -1,5 +1,5 @@
 """Importance ratios, [B,T] or [B]."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

@@ -1,5 +1,5 @@
 """Penalties added to the loss: KL, entropy."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

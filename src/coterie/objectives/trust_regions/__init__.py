@@ -1,5 +1,5 @@
 """Surrogates to maximise, from a ratio and an advantage."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

@@ -234,10 +234,8 @@ class DiffusersPolicy(DenoisingPolicy):
         clean = torch.stack(list(completions))
         wide = (-1, *[1] * (clean.dim() - 1))
         count, whole = len(clean), part.total(len(clean))
-        own = slice(part.first, part.first + count)
-        normal = torch.randn(whole, generator=generator, dtype=self.dtype)[own]
-        noise = torch.randn((whole, *clean.shape[1:]), generator=generator, dtype=self.dtype)[own].to(self.device)
-        dropped = torch.rand(whole, generator=generator)[own] < self.settings.drop_prompt
+        normal, noise, chance = self._supervised_noise(clean, part.first, whole, generator)
+        dropped = chance < self.settings.drop_prompt
         sigma, time, scale = (c.to(self.device) for c in self.schedule.anywhere(normal))
         sigma, scale = sigma.view(wide), scale.view(wide)
         texts = [

@@ -167,10 +167,8 @@ class FlowPolicy(DenoisingPolicy):
             chosen = known[int(torch.randint(len(known), (1,), generator=generator))]
             clean = shrunk(clean, self._smaller(chosen, "model.resolutions"))
         count, whole = len(clean), part.total(len(clean))
-        own = slice(part.first, part.first + count)
-        normal = torch.randn(whole, generator=generator, dtype=self.dtype)[own]
-        noise = torch.randn((whole, *clean.shape[1:]), generator=generator, dtype=self.dtype)[own].to(self.device)
-        dropped = torch.rand(whole, generator=generator)[own] < self.spec.drop_prompt
+        normal, noise, chance = self._supervised_noise(clean, part.first, whole, generator)
+        dropped = chance < self.spec.drop_prompt
         sigma = normal.sigmoid().to(self.device)
         wide = sigma.view(-1, *[1] * (clean.dim() - 1))
         dropped = dropped.to(self.device)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from coterie import pieces
+from coterie import pieces, registry
 from coterie.errors import PolicyError
 from coterie.rollouts import Denoising, Sampling
 
@@ -82,7 +82,7 @@ def gains(spec: Denoising, levels: Tensor) -> Tensor:
 
 @functools.cache
 def _rule(name: str) -> pieces.Piece:
-    return pieces.get("sampler", name)
+    return registry.get("sampler", name)
 
 
 def reduced(per_number: Tensor, reduce: str) -> Tensor:

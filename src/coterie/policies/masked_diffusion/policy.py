@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from coterie.policies.masked_diffusion import block_causal, likelihood
 from coterie.policies.masked_diffusion.decode import Trace, before_end, decode
 from coterie.policies.masked_diffusion.learned import Schedule, temperature
 from coterie.policies.masked_diffusion.likelihood import Inputs
+from coterie.policies.masked_diffusion.mask_predictor import MaskPredictor, chunks, mask_token
 from coterie.policies.masked_diffusion.schedule import plan
 from coterie.policies.masked_diffusion.spec import MaskedDiffusionSpec
 from coterie.policies.transformers_policy import TransformersPolicy
@@ -26,8 +28,6 @@ from coterie.rollout.engines.sampling import measure, uniform, widen
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sections import Settings, Unmask
 
-CHUNK = 2**14
-"""Tokens of masked inputs a forward; memory only."""
 PROVIDES = frozenset({"logp", "entropy"})
 
 
@@ -68,7 +68,7 @@ class MaskedDiffusion(TransformersPolicy):
         super().__init__(model, tokenizer, spec)
         self.unmask: Unmask = settings.unmask
         self.width = settings.rollout.max_tokens
-        self.mask_id = _mask_token(model, tokenizer, spec)
+        self.mask_id = mask_token(model, tokenizer, spec)
         self.eos_id: int | None = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_id if self.eos_id is not None else 0
@@ -79,12 +79,11 @@ class MaskedDiffusion(TransformersPolicy):
             if spec.name is not None:
                 self.schedule.load(spec.name)
             self.model.schedule = self.schedule  # so that it is trained, copied and restored with the rest
-        self._check_bidirectional()
         self.block: Tensor | None = None
         if spec.attention == "block_causal":
             self.block = block_causal.block_of(self.width, self.unmask).to(self.device)
-            with torch.no_grad(), evaluating(self.model):
-                block_causal.check(self.model, self.mask_id, self.pad_id)
+        self.predictor = MaskPredictor(self.mask_id, self.pad_id, spec, self.block)
+        self.predictor.check(self.model)
 
     @classmethod
     def load(cls, spec: MaskedDiffusionSpec, settings: Settings) -> MaskedDiffusion:
@@ -129,7 +128,8 @@ class MaskedDiffusion(TransformersPolicy):
         tokens = [p.tokens for p in prompts]
 
         def forward(rows: Tensor, now: Tensor) -> Tensor:
-            return torch.cat([self._logits(*self._lay_out(tokens, groups[rows[c]], now[c])) for c in self._cut(now)])
+            predict = partial(self.predictor.logits, self.model, tokens)
+            return torch.cat([predict(groups[rows[c]], now[c]) for c in chunks(now)])
 
         with evaluating(self.model):
             trace = decode(forward, canvas, seed, sampling, self.unmask, self.mask_id, self.eos_id, self.schedule)
@@ -234,13 +234,13 @@ class MaskedDiffusion(TransformersPolicy):
         share = self.unmask.prompt_masking
         factor = self._temperatures(rollouts)
         parts: list[dict[str, Tensor]] = []
-        cuts = list(self._cut(inputs.hidden))
+        cuts = chunks(inputs.hidden)
 
         def one(chunk: Tensor) -> dict[str, Tensor]:
             rows, hidden, asked = inputs.row[chunk], inputs.hidden[chunk], inputs.weight[chunk] != 0
             shown = torch.where(hidden, self.mask_id, canvas[rows])
             hide = (noise[rows], share) if share else None
-            logits = self._logits(*self._lay_out(prompts, groups[rows], shown, hide))[asked]
+            logits = self.predictor.logits(self.model, prompts, groups[rows], shown, hide)[asked]
             if factor is not None:
                 logits = logits / factor[rows][asked].unsqueeze(-1).to(logits)
             return measure(logits, canvas[rows][asked], rollouts.sampling, want)
@@ -357,93 +357,13 @@ class MaskedDiffusion(TransformersPolicy):
             hidden = asked | (self.block > chosen)
         self.model.train()
         try:
-            logits = self._logits(*self._lay_out(prompts, numbers, torch.where(hidden, self.mask_id, canvas)))
+            shown = torch.where(hidden, self.mask_id, canvas)
+            logits = self.predictor.logits(self.model, prompts, numbers, shown)
         finally:
             self.model.eval()
         loss = torch.nn.functional.cross_entropy(logits[asked], canvas[asked], reduction="none")
         return count * (loss / share.unsqueeze(-1).expand(asked.shape)[asked].to(loss)).sum() / (whole * self.width)
 
-    # The model
-
-    def _lay_out(
-        self, prompts: Sequence[Sequence[int]], groups: Tensor, canvas: Tensor, hide: tuple[Tensor, float] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Input ids [N,W], attention mask [N,W] and the places of the canvas in them [N,C]: prompt, canvas, padding."""
-        lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        longest = max(map(len, prompts))
-        padded = torch.tensor([[*p, *[self.pad_id] * (longest - len(p))] for p in prompts], device=self.device)
-        own = padded[groups]
-        if hide is not None:
-            own = likelihood.hide_prompt(own, *hide, self.mask_id)
-        here = lengths[groups].unsqueeze(-1)
-        place = here + torch.arange(canvas.shape[1], device=self.device)
-        width = int(place.max()) + 1 if place.numel() else 0
-        column = torch.arange(width, device=self.device)
-        ids = own.new_full((len(canvas), width), self.pad_id)
-        ids[:, : min(longest, width)] = own[:, :width]
-        ids = ids.scatter(1, place, canvas)
-        return ids, column < here + canvas.shape[1], place
-
-    def _logits(self, ids: Tensor, attention: Tensor, place: Tensor) -> Tensor:
-        """Logits of every place of the canvas, the mask token impossible. [N,C,V]"""
-        logits = self._forward(ids, attention, place)
-        read = (place - 1).clamp_min(0) if self.spec.shifted else place
-        here = logits.gather(1, read.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
-        forbidden = torch.tensor([self.mask_id], device=here.device)
-        return widen(here).index_fill(-1, forbidden, float("-inf"))
-
-    def _forward(self, ids: Tensor, attention: Tensor, place: Tensor) -> Tensor:
-        """Logits of every token, padding behind them left aside. [N,W] -> [N,W,V]
-
-        A model's own code may not know of padding (LLaDA's did not at first): there, rows of one length go together.
-        """
-        told: dict[str, Tensor] = {} if bool(attention.all()) else {"attention_mask": attention.long()}
-        if self.block is not None:
-            seen = block_causal.visible(attention, place, self.block)
-            told = {"attention_mask": block_causal.as_scores(seen, self.model.dtype)}
-        if bool(attention.all()) or not self.spec.trust_remote_code:
-            return self.model(input_ids=ids, **told).logits
-        lengths = attention.sum(-1)
-        parts, rows = [], []
-        for length in lengths.unique().tolist():
-            here = (lengths == length).nonzero().squeeze(-1)
-            mine = {name: mask[here, :, :length, :length] for name, mask in told.items() if mask.dim() == 4}
-            logits = self.model(input_ids=ids[here, :length], **mine).logits
-            parts.append(torch.nn.functional.pad(logits, (0, 0, 0, ids.shape[1] - length)))
-            rows.append(here)
-        return torch.cat(parts)[torch.cat(rows).argsort()]
-
-    def _cut(self, canvas: Tensor) -> Iterator[Tensor]:
-        """Rows of a batch in chunks of at most CHUNK places."""
-        rows = torch.arange(len(canvas), device=self.device)
-        return iter(rows.split(max(1, CHUNK // canvas.shape[1]))) if len(rows) else iter(())
-
     def _nothing(self) -> Tensor:
         dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
         return torch.zeros(0, dtype=dtype, device=self.device)
-
-    @torch.no_grad()
-    def _check_bidirectional(self) -> None:
-        """Refuse models whose places do not see what is behind them."""
-        with evaluating(self.model):
-            logits = [
-                self.model(input_ids=torch.tensor([[self.mask_id, last]], device=self.device)).logits[0, 0]
-                for last in (self.mask_id, self.pad_id)
-            ]
-        if torch.equal(*logits):
-            raise PolicyError(
-                "the model's places do not see what comes after them: it is a causal LM",
-                where=self.spec.name,
-                hint="model.kind=causal_lm, or name a masked LM",
-            )
-
-
-def _mask_token(model: Any, tokenizer: Any, spec: MaskedDiffusionSpec) -> int:
-    for known in (spec.mask_token_id, tokenizer.mask_token_id, getattr(model.config, "mask_token_id", None)):
-        if known is not None:
-            return int(known)
-    raise PolicyError(
-        "neither tokenizer nor model config say which token masks a place",
-        where=spec.name,
-        hint="model.mask_token_id=ID, as the model's card says",
-    )

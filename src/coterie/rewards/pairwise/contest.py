@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from coterie import pieces
+from coterie import registry
 from coterie.errors import RecipeError
 from coterie.pieces import BoundPiece
 from coterie.rewards.functions import WeightedReward, read
@@ -96,7 +96,7 @@ def contest_of(written: Any, scheme: BoundPiece | None, settings: Settings) -> C
     if written is None:
         assert scheme is not None
         raise RecipeError(f"rewards.pairwise.scheme={scheme.piece.slug} has no judge", hint=MEND)
-    known = ", ".join(p.slug for p in pieces.all_pieces("scheme"))
+    known = ", ".join(p.slug for p in registry.all_pieces("scheme"))
     if scheme is None:
         raise RecipeError(
             "rewards.pairwise.judge is named, and no scheme of who meets whom",

@@ -1,5 +1,5 @@
 """Score: pieces that change the reward before credit is assigned."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

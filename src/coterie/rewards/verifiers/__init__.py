@@ -1,5 +1,5 @@
 """Verifiers: is this completion right?"""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

@@ -7,6 +7,6 @@ A rule takes x, v [N,...] and sigma, after, cap [N,1,...]: the noise level befor
 highest of the schedule. It returns the mean [N,...] and the standard deviation [N,1,...]; 0 is a step without noise.
 """
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)

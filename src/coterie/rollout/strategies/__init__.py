@@ -1,5 +1,5 @@
 """Roll out: how completions are made, by driving an engine."""
 
-from coterie.pieces import discover
+from coterie.registry import discover
 
 discover(__name__)
