@@ -29,7 +29,8 @@ from coterie.rollouts import Rollouts
 from coterie.run import Run
 from coterie.update import _loss, update
 from tests.e2e.conftest import DENOISES, TINY
-from tests.e2e.test_resume import assert_same_run, finish, kill, start, wait_for
+from tests.e2e.processes import Command, finish, wait_for
+from tests.e2e.test_resume import assert_same_run
 
 MASKED = [*TINY, "model.kind=masked_diffusion", "task.dense=true", "unmask.steps=2"]
 PIECES = [p for p in all_pieces() if p.kind in TABLE_KINDS and p.module.startswith("coterie.")]
@@ -181,9 +182,9 @@ def test_killed_and_resumed_it_ends_bit_for_bit(tmp_path: Path) -> None:
     arguments = ["train", *MASKED[:-1], *TRAJECTORY, "-q", "-o"]
     recipe = resolve(method="cj-grpo", overrides=[*MASKED[:-1], *TRAJECTORY[2:]])
     api.start(recipe, tmp_path / "whole", quiet=True)
-    process = start(*arguments, str(tmp_path / "run"))
-    wait_for(tmp_path / "run", process, "checkpoints/step-000002")
-    kill(process)
+    command = Command(*arguments, str(tmp_path / "run"))
+    wait_for(tmp_path / "run", command.over, "checkpoints/step-000002")
+    command.kill()
     finish("resume", str(tmp_path / "run"), "-q")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 

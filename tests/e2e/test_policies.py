@@ -18,8 +18,8 @@ from coterie.clock import Clock
 from coterie.errors import RecipeError
 from coterie.loop import prepare
 from coterie.recipe import resolve
-from tests.e2e.test_resume import kill, metrics, wait_for
-from tests.e2e.test_resume import start as launch
+from tests.e2e.processes import Command, wait_for
+from tests.e2e.test_resume import metrics
 
 TINY = [
     "task={dilemma: {rounds: 2}}", "model={init: {layers: 1, width: 16, heads: 2, context: 32}}", "threads=1",
@@ -98,9 +98,9 @@ def test_a_frozen_policy_only_plays(tmp_path: Path) -> None:
 def test_killed_and_resumed_both_are_as_if_never_stopped(tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     start(resolve(overrides=[*TINY, *FULL]), whole, quiet=True)
-    process = launch("train", *TINY, *FULL, "-q", "-o", str(run))
-    wait_for(run, process, "checkpoints/step-000002")
-    kill(process)
+    command = Command("train", *TINY, *FULL, "-q", "-o", str(run))
+    wait_for(run, command.over, "checkpoints/step-000002")
+    command.kill()
     status = json.loads((run / "status.json").read_text())
     if status["state"] != "finished":
         resume(run, quiet=True)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.e2e.conftest import DENOISES, TINY
+from tests.e2e.processes import Command, finish, wait_for
 
 PLAIN = ["steps=8", "checkpoint.every=2", "evaluation.every=3"]
 FULL = [  # every kind of state there is: buffers, reference, several optimizer steps, refills, a schedule
@@ -29,18 +30,6 @@ FLOW = [  # states of samples in batches that wait, a reference, guidance, a sch
     "denoise.guidance=1.5", "--method", "flow-grpo", "rollout.sampler.flow_sde.noise={from: 0.9, to: 0.5, over: 6}",
 ]  # fmt: skip
 CASES = {"plain": PLAIN, "full": FULL, "lora": LORA, "flow": FLOW}
-
-
-def start(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "coterie", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(*args: str) -> None:
-    process = start(*args)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -64,35 +53,19 @@ def assert_same_run(got: Path, want: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Each case, never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    running = {name: start("train", *TINY, *args, "-q", "-o", str(folder / name)) for name, args in CASES.items()}
-    for name, process in running.items():
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, (name, err)
+    for name, args in CASES.items():
+        finish("train", *TINY, *args, "-q", "-o", str(folder / name))
+        assert (folder / name / "curves.png").stat().st_size > 10_000
     return {name: folder / name for name in CASES}
-
-
-def wait_for(run: Path, process: subprocess.Popen[str], pattern: str) -> None:
-    """Until a file of the run matches; a run that ends first is left alone."""
-    end = time.monotonic() + 60
-    while process.poll() is None and not any(run.glob(pattern)):
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
 
 
 def resume_until_done(run: Path, *, kills: int, seed: int) -> None:
     """Resume, killing it again at random moments, then let it finish."""
     rng = random.Random(seed)
     for _ in range(kills):
-        process = start("resume", str(run), "-q")
-        try:
-            process.communicate(timeout=rng.uniform(2.5, 6.0))
-        except subprocess.TimeoutExpired:
-            kill(process)
+        command = Command("resume", str(run), "-q")
+        command.wait(rng.uniform(0.1, 0.6))
+        command.kill()
     status = run / "status.json"  # not there yet where every kill came early
     if not status.exists() or json.loads(status.read_text())["state"] != "finished":
         finish("resume", str(run), "-q")
@@ -101,10 +74,10 @@ def resume_until_done(run: Path, *, kills: int, seed: int) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_killed_while_writing_a_checkpoint(case: str, whole: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("train", *TINY, *CASES[case], "-q", "-o", str(run))
-    wait_for(run, process, "checkpoints/step-000004")
-    wait_for(run, process, "checkpoints/.tmp-*")
-    kill(process)
+    command = Command("train", *TINY, *CASES[case], "-q", "-o", str(run))
+    wait_for(run, command.over, "checkpoints/step-000004")
+    wait_for(run, command.over, "checkpoints/.tmp-*")
+    command.kill()
     resume_until_done(run, kills=0, seed=0)
     assert not list(run.glob("checkpoints/.tmp-*"))
     assert_same_run(run, whole[case])
@@ -113,27 +86,30 @@ def test_killed_while_writing_a_checkpoint(case: str, whole: dict[str, Path], tm
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_random_again_and_again(seed: int, whole: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("train", *TINY, *FULL, "-q", "-o", str(run))
-    wait_for(run, process, "metrics.jsonl")
-    time.sleep(random.Random(seed).uniform(0.0, 0.8))
-    kill(process)
+    command = Command("train", *TINY, *FULL, "-q", "-o", str(run))
+    wait_for(run, command.over, "metrics.jsonl")
+    time.sleep(random.Random(seed).uniform(0.0, 0.3))
+    command.kill()
     resume_until_done(run, kills=1, seed=seed)
     assert_same_run(run, whole["full"])
 
 
 def test_killed_before_the_first_checkpoint_starts_over(whole: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("train", *TINY, *PLAIN, "-q", "-o", str(run))
-    wait_for(run, process, "recipe.yaml")
-    kill(process)
+    command = Command("train", *TINY, *PLAIN, "-q", "-o", str(run))
+    wait_for(run, command.over, "recipe.yaml")
+    command.kill()
     finish("resume", str(run), "-q")
     assert_same_run(run, whole["plain"])
 
 
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(whole: dict[str, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("train", *TINY, *FULL, "-o", str(run))
-    wait_for(run, process, "checkpoints/step-000002")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "coterie", "train", *TINY, *FULL, "-o", str(run)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(run, lambda: process.poll() is not None, "checkpoints/step-000002")
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

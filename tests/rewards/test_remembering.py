@@ -18,8 +18,8 @@ from coterie.recipe import resolve
 from coterie.rewards.functions import WeightedReward, read
 from coterie.rewards.remembering import check_alone, check_state, memory_of
 from tests.e2e.conftest import TINY
-from tests.e2e.test_resume import assert_same_run, kill, wait_for
-from tests.e2e.test_resume import start as launch
+from tests.e2e.processes import Command, wait_for
+from tests.e2e.test_resume import assert_same_run
 
 SECTION = SimpleNamespace(timeout=None, on_error=None)
 HERE = Path(__file__)
@@ -111,9 +111,9 @@ def test_it_learns_from_groups_that_were_filtered_out_too(tmp_path: Path) -> Non
 
 def test_killed_and_resumed_it_is_as_if_never_stopped(whole: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = launch("train", *SHORT, "-q", "-o", str(run))
-    wait_for(run, process, "checkpoints/step-000004")
-    kill(process)
+    command = Command("train", *SHORT, "-q", "-o", str(run))
+    wait_for(run, command.over, "checkpoints/step-000004")
+    command.kill()
     if json.loads((run / "status.json").read_text())["state"] != "finished":
         resume(run, quiet=True)
     assert_same_run(run, whole.path)

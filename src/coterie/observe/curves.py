@@ -29,23 +29,38 @@ def draw(metrics: Rows, path: str | Path, *, title: str, panels: Sequence[Panel]
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        panels = [panel for panel in panels or PANELS if panel(Figure().add_subplot(), metrics)]
-        if not panels:
-            return False
-        across = 1 if len(panels) == 1 else 2 if len(panels) in (2, 4) else 3
-        down = -(-len(panels) // across)
-        figure = Figure(figsize=(4.3 * across, 2.75 * down + 0.5), layout="constrained")
+        figure = Figure(dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
+        drawn = []
+        for panel in panels or PANELS:
+            axes = figure.add_subplot()
+            if panel(axes, metrics):
+                drawn.append(figure.axes[sum(map(len, drawn)) :])  # with a second scale, if the panel has one
+            else:
+                axes.remove()
+        if not drawn:
+            return False
+        across = 1 if len(drawn) == 1 else 2 if len(drawn) in (2, 4) else 3
+        down = -(-len(drawn) // across)
+        figure.set_size_inches(4.3 * across, 2.75 * down + 0.5)
         figure.suptitle(title, fontsize=15, fontweight="bold", color=INK, parse_math=False)
-        for place, panel in enumerate(panels, start=1):
-            axes = figure.add_subplot(down, across, place)
-            panel(axes, metrics)
-            axes.margins(x=0.02)
-            if place + across > len(panels):
-                axes.set_xlabel("step")
+        places = list(figure.add_gridspec(down, across))
+        for number, scales in enumerate(drawn):
+            for axes in scales:
+                axes.set_subplotspec(places[number])
+            scales[0].margins(x=0.02)
+            if number + across >= len(drawn):
+                scales[0].set_xlabel("step")
         with replacing(Path(path), "the curves") as temporary:
-            figure.savefig(temporary, dpi=130, format="png", metadata={"Software": None})
+            render(figure, temporary)
     return True
+
+
+def render(figure: Any, file: Path) -> None:
+    """Write the figure as PNG. It is laid out first: saving one that is not yet draws it twice."""
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
+    figure.savefig(file, format="png", metadata={"Software": None})
 
 
 def held_out(axes: Any, rows: Rows) -> bool:

@@ -1,0 +1,68 @@
+"""The command line in processes of its own that are forked from one which has imported everything: they begin at once,
+and may be killed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.e2e.warm"])
+
+
+class Command:
+    """`coterie ARGS`, under way."""
+
+    def __init__(self, *args: str) -> None:
+        file, name = tempfile.mkstemp()
+        os.close(file)
+        self.said = Path(name)
+        """What it printed."""
+        weakref.finalize(self, os.unlink, name)
+        self._process = CONTEXT.Process(target=_run, args=(args, str(self.said)))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def over(self) -> bool:
+        return not self._process.is_alive()
+
+    def wait(self, seconds: float) -> int | None:
+        """The exit code; None where it is not over by then."""
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _run(args: tuple[str, ...], said: str) -> None:
+    from coterie.cli import main
+
+    file = os.open(said, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["coterie", *args]
+    main()
+
+
+def finish(*args: str) -> None:
+    """Run it to its end, which must be a good one."""
+    command = Command(*args)
+    assert command.wait(120) == 0, command.said.read_text()
+
+
+def wait_for(run: Path, over: Callable[[], bool], pattern: str) -> None:
+    """Until a file of the run matches; a run that ends first is left alone."""
+    end = time.monotonic() + 60
+    while not over() and not any(run.glob(pattern)):
+        assert time.monotonic() < end
+        time.sleep(0.002)
