@@ -81,7 +81,11 @@ class Setting:
             return value
         if self.numeric and looks_like_schedule(value):
             return Schedule.model_validate(value)
-        return TypeAdapter(self.annotation).validate_python(value)
+        return self._adapter.validate_python(value)
+
+    @functools.cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.annotation)
 
 
 @dataclass(frozen=True)
