@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,11 @@ def draw(metrics: Rows, path: str | Path, *, title: str, panels: Sequence[Panel]
 
         figure = Figure(dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
-        drawn = []
+        drawn: list[list[Any]] = []
         for panel in panels or PANELS:
             axes = figure.add_subplot()
             if panel(axes, metrics):
-                drawn.append(figure.axes[sum(map(len, drawn)) :])  # with a second scale, if the panel has one
+                drawn.append([a for a in figure.axes if a not in itertools.chain(*drawn)])  # one scale, or two
             else:
                 axes.remove()
         if not drawn:
@@ -44,7 +45,7 @@ def draw(metrics: Rows, path: str | Path, *, title: str, panels: Sequence[Panel]
         down = -(-len(drawn) // across)
         figure.set_size_inches(4.3 * across, 2.75 * down + 0.5)
         figure.suptitle(title, fontsize=15, fontweight="bold", color=INK, parse_math=False)
-        places = list(figure.add_gridspec(down, across))
+        places = figure.add_gridspec(down, across)
         for number, scales in enumerate(drawn):
             for axes in scales:
                 axes.set_subplotspec(places[number])
