@@ -34,6 +34,7 @@ BENCHES = {
     "flow_time": "MixGRPO and BranchGRPO against Flow-GRPO at equal held-out reward",
     "scale_sim": "steps at 8 to 4,096 GPUs, simulated, and the simulator against measured calls here",
     "demos": "held-out accuracy of the demos of flow and masked diffusion, over seeds",
+    "mutual": "two sides that reward each other (UniRL, Unified-GRPO), held-out reward over seeds",
     "pipelines": "GRPO on a tiny pipeline of diffusers, adapters and whole denoiser",
     "scale": "the Ray engine: what it costs a step, weight sync, and running ahead",
     "demo_vs_trl": "time to 80% held-out accuracy against TRL",

@@ -15,12 +15,13 @@ from coterie.policies.tiny import TinySpec
 from coterie.rollout.shared_episodes import play_alone
 from coterie.rollouts import Prompt, Sampling
 from coterie.tasks import draw_and_read, redraw
+from coterie.tasks.base import validate
 
 
 def test_a_description_earns_what_its_drawings_do_on_average() -> None:
     game = Redraw(characters=2, drawings=2)
     assert game.reset({"picture": "0110"}) == {"describe": ""}
-    assert game.step({"describe": "cba"})["draw"].observation == "cb>"  # no more than two characters are passed on
+    assert game.step({"describe": "cb"})["draw"].observation == "cb>"
     first, again = game.step({"draw": "0110"})["draw"]
     assert (first.reward, first.done, first.info["success"], again.observation) == (1.0, True, True, "cb>")
     last = game.step({"draw": "0111"})
@@ -38,6 +39,13 @@ def test_the_answer_is_known_from_what_was_asked_for() -> None:
     assert last["read"].reward == 1.0 and last["read"].info["answer"] == 1.0
     assert last["draw"].info == {"success": False, "picture": pytest.approx(2 / 3), "answer": 0.5}
     assert last["draw"].reward == pytest.approx(2 / 3)
+
+
+def test_of_a_description_that_is_too_long_nothing_is_seen() -> None:
+    game = Redraw(characters=2, drawings=2)
+    game.reset({"picture": "0110"})
+    assert game.step({"describe": "cba"})["draw"].observation == ">"
+    assert game.step({"draw": "0111"})["draw"][1].observation == ">"
 
 
 @pytest.mark.parametrize(("drawn", "alike"), [("01", 1.0), ("0", 0.5), ("", 0.0), ("10", 0.0), ("010", 0.5), ("1", 0)])
@@ -95,6 +103,20 @@ def test_episodes_have_one_row_of_one_side_and_several_of_the_other(task: Any) -
 def test_games_that_cannot_be_are_refused(made: Any, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         made()
+
+
+@pytest.mark.parametrize(
+    "task",
+    [redraw(), redraw(cells=1, characters=1), redraw(cells=5), draw_and_read(), draw_and_read(cells=1, colours=2)],
+)
+def test_prompts_that_are_held_out_are_never_trained_on_and_the_script_wins(task: Any) -> None:
+    assert not {r["prompt"] for r in task.train} & {r["prompt"] for r in task.held_out}
+    report = validate(task, limit=20)
+    assert report.rows > 0 and report.references_rejected == 0
+
+
+def test_where_a_letter_cannot_stand_for_its_cells_there_is_no_script() -> None:
+    assert redraw(cells=8, characters=2).script is None and redraw(cells=6, characters=2).script is not None
 
 
 def test_rows_are_repeatable_and_their_texts_are_in_the_vocabulary() -> None:

@@ -11,7 +11,8 @@ SPEAKER, PAINTER, READER = "describe", "draw", "read"
 
 
 class Redraw:
-    """`describe` sees a picture and has a few characters, from which `draw` draws it again, a number of times.
+    """`describe` sees a picture and has a few characters, from which `draw` draws it again, a number of times. Of a
+    description that is longer `draw` sees nothing.
 
     Rows have `picture`. A drawing earns its share of cells that are as in the picture, and a description what the
     drawings made of it earn on average. Success is a drawing, or all of them, without a fault.
@@ -27,7 +28,8 @@ class Redraw:
 
     def step(self, actions: Mapping[str, str]) -> dict[str, Answers]:
         if SPEAKER in actions:
-            self.description = actions[SPEAKER][: self.characters] + ">"
+            said = actions[SPEAKER]
+            self.description = ("" if len(said) > self.characters else said) + ">"
             return {PAINTER: Step(self.description)}
         alike = share_alike(actions[PAINTER], self.picture)
         self.earned.append(alike)
