@@ -40,7 +40,8 @@ def run(options: Any) -> Findings:
             found.rows.append({
                 "side": f"{name}: {side}",
                 "reward before": _each(curves, 0, "reward"), "after": _each(curves, -1, "reward"),
-                "right before %": _each(curves, 0, "accuracy", 100), "after %": _each(curves, -1, "accuracy", 100),
+                "right before %": _each(curves, 0, "accuracy", 100),
+                "right after %": _each(curves, -1, "accuracy", 100),
                 "median rise": statistics.median(rises), "least rise": min(rises),
                 "CPU s a run": statistics.median(r["cpu_seconds"] for r in runs),
             })  # fmt: skip
