@@ -25,8 +25,9 @@ SIDES = {
 """Recipe, and the rise of held-out reward that the median seed must show, by side."""
 LEAST = 0.01
 """By how much it must rise with every seed."""
-TURNS = {"describe": 0, "draw": 1}
-"""Whose turn is first. Recipe `redraw` looks at held-out pictures where a turn ends."""
+TURNS = {"describe": 1, "draw": 2}
+"""The first turn of each, of those of recipe `redraw`; in turn 0 both learn. It looks at held-out pictures where a turn
+ends."""
 
 
 def run(options: Any) -> Findings:
@@ -55,7 +56,7 @@ def run(options: Any) -> Findings:
                 found.figures.append(
                     Figure(f"{title}, over its own turns, median", statistics.median(own), LEAST, seeds)
                 )
-                found.figures.append(Figure(f"{title}, over its own turns, least", min(own), None, seeds))
+                found.figures.append(Figure(f"{title}, over its own turns, least", min(own), LEAST, seeds))
     found.notes.append("of samples at temperature 1, a number a seed; right: the share without a fault")
     found.notes.append("CPU seconds are of whole runs, evaluations included")
     return found
