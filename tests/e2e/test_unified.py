@@ -26,7 +26,7 @@ REDRAW = [
 
 
 def test_their_recipes_are_whole() -> None:
-    for name, method in (("draw-and-read", "unirl"), ("redraw", "uae")):
+    for name, method in (("draw-and-read", "unirl"), ("redraw", "uae+kl")):
         recipe = resolve(file=RECIPES / f"{name}.yaml")
         assert recipe.single["task"].piece.slug == name and recipe.method == method
 
