@@ -44,7 +44,7 @@ def draw_and_read(
     train_kinds, held_out_kinds = divided(kinds, rng)
 
     def make(kinds: Sequence[tuple[int, ...]]) -> Row:
-        counts = dict(zip(COLOURS, kinds[rng.integers(len(kinds))], strict=False))
+        counts = dict(zip(COLOURS, kinds[int(rng.integers(len(kinds)))], strict=False))
         drawn = rng.permutation(list("".join(name * count for name, count in counts.items())))
         return {"prompt": "".join(map(str, counts.values())) + ">", "prompts": {READER: "?"}, "counts": counts,
                 "asked": COLOURS[int(rng.integers(colours))], "drawn": "".join(drawn)}  # fmt: skip

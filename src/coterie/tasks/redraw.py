@@ -47,7 +47,7 @@ def redraw(
     each = -(-cells // characters)
 
     def make(pictures: Sequence[str]) -> Row:
-        picture = pictures[rng.integers(len(pictures))]
+        picture = pictures[int(rng.integers(len(pictures)))]
         parts = [picture[i : i + each] for i in range(0, cells, each)]
         said = "".join(WORDS[int(part, 2)] for part in parts) if each <= 3 else ""
         return {"prompt": f"{picture}>", "prompts": {PAINTER: "<"}, "picture": picture, "said": said}
