@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.scale_sim.calibrate import CALIBRATION, JUDGED, Call, costs_of, generating, two_kinds
+from bench.scale_sim.local import LocalCosts, generation
 from bench.scale_sim.simulate import Costs, Engine, Group, Work, asynchronous, learning, synchronous
 
 COSTS = Costs(step=0.01, row=0.001, prefill=1e-4, learn=1e-3, update=0.5, sync=0.25, rows=64)
@@ -41,7 +45,7 @@ def test_a_row_that_ends_makes_the_others_faster():
 
 @given(moments=st.lists(st.floats(0, 1), max_size=4))
 def test_what_is_cached_slows_a_step_however_often_one_looks(moments):
-    engine = Engine(replace(COSTS, prefill=0.0, cached=1e-4), 10)
+    engine = Engine(replace(COSTS, prefill=0.0, slot=1e-4), 10)
     engine.add(Group(0, [5, 20], done=[0, 2]))  # the second has had two tokens
     for moment in sorted(moments):
         engine.pause(moment * 0.06)  # before the first end
@@ -124,3 +128,81 @@ def test_with_no_lateness_generation_and_learning_take_turns():
     learned = learning(COSTS, WORK, [Group(i, [20] * 4) for i in range(8)], 2)
     assert overlap.seconds < turns.seconds
     assert turns.seconds >= learned and overlap.seconds >= learned - 1e-9
+
+
+@pytest.fixture
+def counted():
+    """A small policy, and how often its engine does what costs time."""
+    from coterie.policies.causal_lm import CausalLM
+    from coterie.policies.loading import ModelSpec
+    from coterie.policies.tiny import TinySpec
+
+    policy = CausalLM.load(ModelSpec(init=TinySpec(family="qwen3", width=16, heads=2, layers=1, context=256)))
+    policy.engine.forbid = policy.engine.stop_ids
+    decoder, counts = policy.engine.decoder, Counter()
+    step, prefill = decoder.step, decoder.prefill
+
+    def stepped(states, tokens):
+        counts["step"] += 1
+        for rows in states:
+            counts["row"] += len(rows)
+            counts["slot"] += len(rows) * rows.used
+            counts["shared"] += sum(s.count * s.most * s.width for s in rows.shared)
+        step(states, tokens)
+
+    def prefilled(prompts):
+        counts["encode"] += 1
+        counts["prefill"] += sum(map(len, prompts))
+        return prefill(prompts)
+
+    decoder.step, decoder.prefill = stepped, prefilled
+    return policy, counts
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("all at once", [[5, 30, 12, 12]] * 4, 16, 64),
+        Call("one by one", [[4 * i for i in range(1, 7)]] * 8, 16, 12),
+        Call("a few very long", two_kinds(20, 4, 0, 6, 200, 0.04), 16, 16),
+    ],
+    ids=lambda call: call.name,
+)
+def test_the_local_engine_does_what_is_simulated(call, counted):
+    policy, counts = counted
+    generating(policy, call)()
+    simulated = {name: call.simulated(LocalCosts(**{name: 1.0})) for name in counts}
+    for name in ("step", "encode", "prefill"):
+        assert simulated[name] == counts[name], name
+    for name in ("row", "slot", "shared"):
+        assert simulated[name] == pytest.approx(counts[name], rel=0.1), name
+
+
+def test_rows_that_come_late_have_the_slots_of_those_beside_them():
+    """Two rows at a time: one of 20 tokens, and beside it one of 4 and then another. The first token of each costs no
+    step, so they end after 3 and, let in a step later, after 7 steps.
+    """
+    found = generation(LocalCosts(slot=1.0, rows=2), 8, [[20], [4], [4]])
+    assert found == pytest.approx(2 * 7**2 / 2 + (19**2 - 7**2) / 2)
+
+
+def test_costs_are_found_in_the_times_they_make():
+    true = LocalCosts(
+        step=5e-3,
+        row=1e-4,
+        slot=1e-7,
+        shared=2e-8,
+        prefill=3e-5,
+        encode=4e-3,
+        move=5e-8,
+        learn=1e-4,
+        pair=1e-8,
+        update=0.1,
+    )
+    found = costs_of(CALIBRATION, [call.simulated(true) for call in CALIBRATION])
+    assert np.allclose(list(vars(found).values()), list(vars(true).values()), rtol=1e-4, atol=0)
+
+
+def test_no_call_that_judges_calibrates():
+    shapes = [[(c.groups, c.prompt, c.rows) for c in calls] for calls in (CALIBRATION, JUDGED)]
+    assert not any(shape in shapes[0] for shape in shapes[1])

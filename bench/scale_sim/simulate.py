@@ -1,8 +1,8 @@
 """Discrete-event simulation of generation, training and weight sync. Time is in seconds, events are ends of rollouts.
 
-A worker that decodes n rows takes `step + n row + cached` times their tokens so far for one more token of each. Between
+A worker that decodes n rows takes `step + n row + slot` times their tokens so far for one more token of each. Between
 two ends of rollouts that grows evenly, so a worker's clock jumps from one end to the next: the cost is a heap operation
-a rollout, not a token.
+a rollout, not a token. `bench.scale_sim.local` has what Coterie's own engine does beyond that.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from dataclasses import dataclass, field
 class Costs:
     """Seconds on one worker."""
 
-    step: float
+    step: float = 0.0
     """a decode step, however many rows it has"""
-    row: float
+    row: float = 0.0
     """more for each row in it"""
-    prefill: float
+    slot: float = 0.0
+    """more for each slot of completions that rows attend to"""
+    prefill: float = 0.0
     """a token of a prompt encoded"""
-    learn: float
+    learn: float = 0.0
     """a token through forward and backward"""
-    update: float
+    pair: float = 0.0
+    """more for each token and token that it attends to"""
+    update: float = 0.0
     """an optimizer step, communication included"""
-    sync: float
+    sync: float = 0.0
     """new weights into an engine"""
-    rows: int
-    """decoded at once at the most"""
     exchange: float = 0.0
     """what the training workers exchange in one pass over the model; it overlaps with the pass"""
+    rows: int = 256
+    """decoded at once at the most"""
     micro: int = 2**14
     """tokens of a pass over the model"""
-    cached: float = 0.0
-    """a decode step, more for each token of a completion that it attends to"""
-    pair: float = 0.0
-    """forward and backward, more for each token and token that it attends to"""
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,15 @@ class Engine:
         self.begun = 0.0
         """the sum over rows of what `decoded` was, or would have been, when they had no token"""
 
-    def add(self, group: Group) -> None:
-        """A group's rows that have not ended; what they had before is encoded again with the prompt."""
-        group.done = group.done or [0] * len(group.lengths)
-        rows = [r for r, length in enumerate(group.lengths) if group.done[r] < length]
-        group.left = len(rows)
-        for row in rows:
-            again = group.done[row] + (self.prompt if row == rows[0] else 0)
-            self.waiting.append((group, row, again))
+    def add(self, *groups: Group) -> None:
+        """Groups' rows that have not ended; what they had before is encoded again with the prompt."""
+        for group in groups:
+            group.done = group.done or [0] * len(group.lengths)
+            rows = [r for r, length in enumerate(group.lengths) if group.done[r] < length]
+            group.left = len(rows)
+            for row in rows:
+                again = group.done[row] + (self.prompt if row == rows[0] else 0)
+                self.waiting.append((group, row, again))
         self._admit()
 
     def _admit(self) -> None:
@@ -112,7 +113,7 @@ class Engine:
         """Seconds for a token of each row now, and by how much that grows with a token."""
         rows, c = len(self.running), self.costs
         held = rows * self.decoded - self.begun
-        return c.step + rows * c.row + held * c.cached, rows * c.cached
+        return c.step + rows * c.row + held * c.slot, rows * c.slot
 
     def next_end(self) -> float:
         """When the next rollout ends."""
@@ -216,20 +217,24 @@ def asynchronous(
     idle_since = [0.0] * generating
     idle = 0.0
 
+    def load(i: int) -> int:
+        return len(engines[i].running) + len(engines[i].waiting)
+
     def start() -> Iterator[int]:
         """Engines that took a group: those with the fewest rows first, while there may be more."""
         nonlocal open_, idle
         room = (staleness + 1) * work.groups - open_
-        order = sorted(range(generating), key=lambda i: len(engines[i].running) + len(engines[i].waiting))
-        for i in itertools.islice(itertools.cycle(order), max(0, room)):
-            load = len(engines[i].running) + len(engines[i].waiting)
-            if load + work.size > max(costs.rows, work.size):
-                continue
+        most = max(costs.rows, work.size) - work.size
+        free = deque(sorted((i for i in range(generating) if load(i) <= most), key=load) if room > 0 else ())
+        while free and room > 0:
+            i = free.popleft()
             if not engines[i].running:
                 idle += max(0.0, now - idle_since[i])
-                engines[i].now = max(engines[i].now, now)
+            engines[i].pause(now)
             engines[i].add(Group(next(numbers), draw(), version))
-            open_ += 1
+            open_, room = open_ + 1, room - 1
+            if load(i) <= most:
+                free.append(i)
             yield i
 
     events: list[tuple[float, int, int]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -176,15 +177,20 @@ def begun(cluster: str, run: Path, *more: str) -> subprocess.Popen[str]:
     return process
 
 
-def titled(title: str) -> int:
-    """The process with this title."""
+def titled(title: str) -> list[int]:
+    """The processes with this title that Ray has started for these tests."""
+
+    def parent(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    found = []
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if title in line.read_text():
-                return int(line.parent.name)
+            if title in line.read_text() and parent(parent(int(line.parent.name))) == os.getpid():
+                found.append(int(line.parent.name))
         except OSError:
             continue
-    raise AssertionError(f"no process {title}")
+    return sorted(found)
 
 
 @pytest.mark.cluster
@@ -199,7 +205,7 @@ def test_what_ends_the_run_leaves_a_checkpoint(victim: str, cluster: str, tmp_pa
         process.kill()
         process.communicate(timeout=60)
     else:
-        os.kill(titled("ray::_Trainer"), signal.SIGKILL)
+        os.kill(titled("ray::_Trainer")[0], signal.SIGKILL)
         said = process.communicate(timeout=120)[1]
         assert process.returncode != 0 and "trainer 1 of 2 died" in said and "coterie resume" in said
     last = max(int(p.name[-6:]) for p in (run / "checkpoints").glob("step-0*"))
@@ -209,6 +215,32 @@ def test_what_ends_the_run_leaves_a_checkpoint(victim: str, cluster: str, tmp_pa
     complete(run, last + 3)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(row.get("staleness/max", 0.0) for row in rows) <= 2.0
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_killed_at_random_times(cluster: str, tmp_path: Path) -> None:
+    """Workers that roll out or grade, and a trainer, one after the other, each at any moment of a step."""
+    run, rng = tmp_path / "run", random.Random(0)
+    more = ["scale.rollout_workers=2", "scale.train_workers=2", "scale.max_staleness=2", "scale.restarts=9"]
+    process = begun(cluster, run, *more)
+
+    def steps() -> int:
+        return max(int(p.name[-6:]) for p in (run / "checkpoints").glob("step-0*[0-9]"))
+
+    for title in rng.sample(["ray::Worker"] * 4 + ["ray::_Trainer"] * 2, 6):
+        time.sleep(rng.uniform(0.0, 1.0))
+        os.kill(rng.choice(titled(title)), signal.SIGKILL)
+        at, until = steps(), time.monotonic() + 200
+        while steps() < at + 3:
+            assert process.poll() is None and time.monotonic() < until, process.communicate()[1]
+            time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, said
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["workers/restarts"] == 2.0
+    complete(run, rows[-1]["step"])
 
 
 def test_what_cannot_be_is_said(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

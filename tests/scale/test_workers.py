@@ -81,6 +81,7 @@ def same(a: Path, b: Path, steps: int = 3) -> None:
         ("reinforce++", 2, []),
         ("dapo", 2, ["selection.filters.dynamic_sampling.metric=rewards", "rollout.group_size=2"]),
         ("flow-grpo", 2, [*FLOW, "warm_start.steps=2", "warm_start.batch=5"]),
+        pytest.param("flow-grpo", 4, FLOW, marks=pytest.mark.cluster),
         pytest.param("grpo", 2, WORLD, marks=pytest.mark.cluster),
     ],
 )

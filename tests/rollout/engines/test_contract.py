@@ -207,6 +207,18 @@ def test_what_vllm_says_bit_by_bit_is_put_together():
     assert found.truncated.tolist() == [False, True] and found.ended.tolist() == [True, True]
 
 
+def test_vllm_must_drop_what_it_cached_before_it_samples_from_new_weights():
+    policy, calls = CausalLM.load(ModelSpec(init=TINY, engine="vllm")), []
+    policy.engine._llm = SimpleNamespace(
+        collective_rpc=lambda method, kwargs: calls.append((method, [name for name, _ in kwargs["weights_iterator"]])),
+        reset_prefix_cache=lambda: False,
+    )
+    with pytest.raises(PolicyError, match="made by the weights before"):
+        policy.engine._up_to_date()
+    ((method, names),) = calls
+    assert method == "reload_weights" and names == [name for name, _ in policy.model.named_parameters()]
+
+
 @pytest.mark.skipif(has_vllm(), reason="vLLM is here")
 def test_without_vllm_one_error_says_what_to_do():
     policy = CausalLM.load(ModelSpec(init=TINY, engine="vllm"))

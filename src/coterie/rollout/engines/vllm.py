@@ -110,7 +110,12 @@ class VLLMEngine:
             else:
                 how = {"weights_path": str(self._write())}
             self._llm.collective_rpc("reload_weights", kwargs=how)
-            self._llm.reset_prefix_cache()
+            if not self._llm.reset_prefix_cache():
+                raise PolicyError(
+                    "vLLM still holds keys and values of requests that have ended, made by the weights before",
+                    where="model.engine=vllm",
+                    hint="leave out what keeps them, such as model.vllm.kv_transfer_config",
+                )
         self._loaded = now
         return self._llm
 
