@@ -119,6 +119,7 @@ def play(world: World, recipe: Any, steps: int) -> tuple[Tabular, list[Figures]]
     reference.weights = (world.weights if world.reference is None else world.reference).clone()
     old = SimpleNamespace(score=lambda rollouts: {"logp_ref": reference.score(rollouts)["logp"].detach()})
     run: Any = SimpleNamespace(
+        estimates=False,
         recipe=recipe, settings=settings, policy=policy, metrics={}, first_update=True,
         score_columns={"logp", "entropy"}, history=History(), curriculum=recipe.single["draw.curriculum"],
         optimizer=optimizer_at(recipe, policy.trainable_parameters(), 0), reference=lambda: old,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_workers import TINY, same, weights, workers
+from test_workers import ROUNDING, TINY, same, weights, workers
 
 from coterie.api import resume, start
 from coterie.errors import RecipeError
@@ -21,7 +21,7 @@ CHECKPOINTED = "model={init: {layers: 2, width: 16, heads: 2, context: 32}, grad
     ("method", "more"),
     [
         # the smallest micro-batches: one process has more of them, and both must pass together
-        ("grpo+kl", ["update.minibatches=2", "update.tokens_per_microbatch=24", "warm_start.steps=2"]),
+        ("grpo+kl", ["update.minibatches=2", "update.tokens_per_microbatch=24", "warm_start.steps=2", ROUNDING]),
         pytest.param(
             "dapo",
             [CHECKPOINTED, "scale.offload=true", "selection.filters.dynamic_sampling.metric=rewards"],
