@@ -158,8 +158,7 @@ def test_other_weights_and_other_rollouts_are_computed(make_policy, prompts, see
     policy.score(elsewhere)
     assert counted
     with torch.no_grad():
-        policy.model.get_input_embeddings().weight.add_(0.0)  # not a product's weight
-        next(policy.model.get_decoder().layers.parameters()).add_(0.01)
+        policy.model.get_decoder().layers[0].input_layernorm.weight.add_(0.01)  # no product's weight, but before one
     counted.clear()
     got = gradients(policy, rollouts)
     assert counted and not policy.kept.calls

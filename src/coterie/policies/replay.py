@@ -11,11 +11,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from coterie.policies.two_part import Attended
+
+if TYPE_CHECKING:
+    from coterie.policies.llama import Llama
 
 _current: ContextVar[Replay | None] = ContextVar("replay", default=None)
 
@@ -27,21 +31,13 @@ def current() -> Replay | None:
 
 class Replay:
     """A table a product and a layer's attention, a line a token, in the order in which tokens went through the model.
-    `products` are the weights, those that are multiplied side by side together; `heads` the number of each layer's
-    heads and their width. Prompts and rows are looked up by their tokens.
+    Prompts and rows are looked up by their tokens.
     """
 
-    def __init__(
-        self,
-        products: Sequence[Sequence[Tensor]],
-        heads: Sequence[tuple[int, int]],
-        prompt_tokens: int,
-        rows: int,
-        width: int,
-        used: Replay | None = None,
-    ) -> None:
-        weights = [w for product in products for w in product]
-        self.made_of = [(w, w._version, w.data_ptr()) for w in weights]
+    def __init__(self, llama: Llama, prompt_tokens: int, rows: int, width: int, used: Replay | None = None) -> None:
+        products, heads = llama.products(), llama.heads
+        # norms and embeddings too: what stands before a product is of them
+        self.made_of = [(w, w._version, w.data_ptr()) for w in llama.decoder.parameters()]
         lines, widths = prompt_tokens + rows * width, [sum(map(len, product)) for product in products]
         widths += [count * each for count, each in heads]
         self.tables: list[Tensor]
@@ -49,7 +45,7 @@ class Replay:
         if used is not None and [t.shape[1] for t in used.tables] == widths and len(used.tables[0]) >= lines:
             self.tables, self.sums = used.tables, used.sums  # memory that is mapped already: pages are slow to get
         else:  # made outside inference mode: a backward pass will need them
-            first = weights[0]
+            first = products[0][0]
             self.tables = [torch.empty(lines, n, dtype=first.dtype, device=first.device) for n in widths]
             wide = torch.promote_types(first.dtype, torch.float32)
             self.sums = [torch.empty(lines, count, dtype=wide, device=first.device) for count, _ in heads]
@@ -60,7 +56,7 @@ class Replay:
         }
         """Of each weight its table, and the columns there."""
         self.heads = heads
-        self.line = torch.zeros(rows, width, dtype=torch.int64, device=weights[0].device)
+        self.line = torch.zeros(rows, width, dtype=torch.int64, device=self.tables[0].device)
         """Of each row's tokens."""
         self.prompts: dict[tuple[int, ...], tuple[int, Tensor]] = {}
         """Number, and the lines of its tokens."""
@@ -220,25 +216,18 @@ class Kept:
             self.used = max(self.calls, key=lambda call: call.bytes)
         self.calls = []
 
-    def room(
-        self,
-        products: Sequence[Sequence[Tensor]],
-        heads: Sequence[tuple[int, int]],
-        prompt_tokens: int,
-        rows: int,
-        width: int,
-    ) -> Replay | None:
-        """For the tokens of one call; None where there is nothing to keep or no room. Arguments as for `Replay`."""
-        if not products:
+    def room(self, llama: Llama, prompt_tokens: int, rows: int, width: int) -> Replay | None:
+        """For the tokens of one call; None where there is nothing to keep or no room."""
+        if not (products := llama.products()):
             return None
         size = products[0][0].element_size()
         each = sum(len(w) for product in products for w in product) * size
-        each += sum(count * (own * size + max(size, 4)) for count, own in heads)
+        each += sum(count * (own * size + max(size, 4)) for count, own in llama.heads)
         left = self.limit - sum(call.bytes for call in self.calls)
         if (prompt_tokens + rows * width) * each > left:
             return None
         used, self.used = self.used, None
-        return Replay(products, heads, prompt_tokens, rows, width, used)
+        return Replay(llama, prompt_tokens, rows, width, used)
 
     def find(
         self, prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, at: Tensor, length: int

@@ -17,13 +17,11 @@ from torch.nn.functional import linear, silu
 from coterie.errors import PolicyError
 from coterie.policies.llama import Layer, Llama, Norm
 from coterie.policies.shared_prefix import SharedPrefix
-from coterie.rollout.engines.packed import weight_and_bias
+from coterie.rollout.engines.packed import Affine, weight_and_bias
 
 _WHERE = "model.compile_decode"
 _HINT = "leave model.compile_decode out"
 
-Affine = tuple[Tensor, Tensor | None]
-"""A matrix, and a bias where there is one. Of queries, keys and values the matrix is [h,D,H]."""
 Scaled = tuple[Tensor, Tensor]
 """A norm's weight, and its epsilon as a tensor: a number might be compiled into each layer's own graph."""
 

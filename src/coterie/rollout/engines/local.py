@@ -143,7 +143,7 @@ class LocalEngine:
             return None
         if isinstance(self.decoder.layers, CompiledLayers):  # inside a compiled function nothing is kept
             return None
-        return self.kept.room(llama.products(), llama.heads, sum(map(len, prompts)), rows, longest - 1)
+        return self.kept.room(llama, sum(map(len, prompts)), rows, longest - 1)
 
     def remember(self) -> Memory:
         """From now until it is closed, a prompt that begins with one of the last call's is encoded from there on."""

@@ -19,7 +19,7 @@ from coterie.policies import replay
 from coterie.policies.llama import Layer, Linear, Llama, Norm, rotate
 
 Affine = tuple[Tensor, Tensor | None]
-"""A matrix, and a bias where there is one."""
+"""A matrix, and a bias where there is one. (Compiled functions have those of queries, keys and values as [h,D,H].)"""
 _LARGEST = 2**32
 """Bytes of weights above which there is no second copy."""
 
