@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
+from coterie.native import pieces as native
 from coterie.policies import replay
 from coterie.policies.products import linear, times
 
@@ -45,7 +46,8 @@ class _GatedMLP(torch.autograd.Function):
         out, kept = torch.empty_like(x), []
         for rows, target in zip(x.split(size), out.split(size), strict=True):
             gates, values = times(rows, gate), times(rows, up)
-            target.copy_(times(silu(gates).mul_(values), down))
+            active = native.gate(gates, values) if native.suits(gates, values) else silu(gates).mul_(values)
+            target.copy_(times(active, down))
             kept += [gates, values] if any(ctx.needs_input_grad) else []
         ctx.save_for_backward(x, gate, up, down, *kept)
         return out
@@ -59,14 +61,21 @@ class _GatedMLP(torch.autograd.Function):
         sums = [None if w is None else torch.zeros_like(w, dtype=_wide(w)) for w in weights]
         for number, (rows, slope) in enumerate(zip(x.split(size), grad.split(size), strict=True)):
             gates, values = kept[2 * number : 2 * number + 2]
-            inner, active = times(slope, down.T), silu(gates)
-            _add(sums[2], slope.T, active * values)
-            dvalues = inner * active
-            dgates = torch.ops.aten.silu_backward(inner.mul_(values), gates)
+            made, dgates, dvalues = _gate_backward(gates, values, times(slope, down.T))
+            _add(sums[2], slope.T, made)
             torch.add(times(dvalues, up.T), times(dgates, gate.T), out=dx[number * size : number * size + len(rows)])
             _add(sums[0], dgates.T, rows)
             _add(sums[1], dvalues.T, rows)
         return dx, *(None if s is None else s.to(x.dtype) for s in sums), None
+
+
+def _gate_backward(gates: Tensor, values: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """silu(gates) * values once more, and the gradients of gates and values. `slope`'s memory is used."""
+    if native.suits(gates, values, slope):
+        return native.gate_backward(gates, values, slope)
+    active = silu(gates)
+    dvalues = slope * active
+    return active.mul_(values), torch.ops.aten.silu_backward(slope.mul_(values), gates), dvalues
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from coterie.native import pieces as native
 from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule
 from coterie.policies.gated_mlp import gated_mlp
@@ -35,7 +36,8 @@ class Norm:
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and x.dtype in (torch.float32, torch.float64):
+        compiled = x.dim() == 2 and native.suits(x, self.weight)
+        if not torch.is_grad_enabled() and not compiled and x.dtype in (torch.float32, torch.float64):
             return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return _RMSNorm.apply(x, self.weight, self.eps)
 
@@ -68,7 +70,11 @@ class Layer:
 
     def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What stands before attention: x [L,H] -> queries [L,h,D], keys and values [L,K,D]."""
-        q, k, v = (y.unflatten(-1, (-1, self.head)) for y in self.qkv(self.before(x)))
+        q, k, v = self.qkv(self.before(x))
+        if self.head % 8 == 0 and self.head <= native.WIDEST and native.suits(q, k, cos, sin):
+            q, k = (_head(y, self.head, norm, cos, sin) for y, norm in ((q, self.q_norm), (k, self.k_norm)))
+            return q, k, v.unflatten(-1, (-1, self.head))
+        q, k, v = (y.unflatten(-1, (-1, self.head)) for y in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
@@ -133,13 +139,23 @@ class Llama:
     ) -> Tensor:
         """ids and positions [1,L] -> last hidden states [L,H], or those of `rows` alone [N,H]."""
         x = self.decoder.embed_tokens(ids)
-        cos, sin = (y[0].unsqueeze(1) for y in self.decoder.rotary_emb(x, positions))
-        x, half = x[0], sin.shape[-1] // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        cos, sin = self.angles(x, positions)
+        x = x[0]
         layers = self.layers if layers is None else layers
         for number, layer in enumerate(layers):
             x = layer(number, x, cos, sin, attention, rows if number == len(layers) - 1 else None)
-        return _norm(self.decoder.norm)(x)
+        return self.last(x)
+
+    @property
+    def last(self) -> Norm:
+        """The norm after the last layer."""
+        return _norm(self.decoder.norm)
+
+    def angles(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What `rotate` takes: of positions [1,L], for x of any shape but of this type and device. [L,1,D] each"""
+        cos, sin = (y[0].unsqueeze(1) for y in self.decoder.rotary_emb(x, positions))
+        half = sin.shape[-1] // 2
+        return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
 
 def _is_norm(module: Any) -> bool:
@@ -203,6 +219,10 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def _head(x: Tensor, width: int, norm: Norm | None, cos: Tensor, sin: Tensor) -> Tensor:
+    return _Head.apply(x, width, None if norm is None else norm.weight, 0.0 if norm is None else norm.eps, cos, sin)
+
+
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -216,11 +236,32 @@ class _Rotate(torch.autograd.Function):
         return _rotated(grad, cos, -sin), None, None
 
 
+class _Head(torch.autograd.Function):
+    """Heads normed, where there is a norm, and turned, by a compiled function: x [L,h*D] -> [L,h,D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, width: int, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+        cos, sin = cos.contiguous(), sin.contiguous()
+        y, scale = native.head(x, width, weight, eps, cos, sin)
+        ctx.save_for_backward(x, weight, scale, cos, sin)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dweight = native.head_backward(*ctx.saved_tensors, grad.contiguous(), ctx.needs_input_grad[2])
+        return dx, None, dweight, None, None, None
+
+
 class _RMSNorm(torch.autograd.Function):
     """Statistics in float32 for half precision, as transformers computes them; float64 stays float64."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if x.dim() == 2 and native.suits(x, weight):
+            y, scale = native.norm(x, weight, eps)
+            ctx.save_for_backward(x, weight, scale)
+            return y
         wide = x if x.dtype == torch.float64 else x.float()
         scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -230,6 +271,8 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
+        if scale.dim() == 1:  # of the compiled function
+            return *native.norm_backward(x, weight, scale, grad.contiguous(), ctx.needs_input_grad[1]), None
         wide = scale.dtype
         unit = x.to(wide) * scale
         grad, factor = grad.to(wide), weight.to(wide)

@@ -66,6 +66,8 @@ class Replay:
         self.at: Tensor | slice = slice(0, 0)
         self.some: Tensor | None = None
         """The forward's tokens that are written down; None: all."""
+        self.wide = 0
+        """How many tokens it has."""
         self.reading = False
 
     @property
@@ -114,7 +116,7 @@ class Replay:
         self.some = None if bool(active.all()) else active.nonzero().squeeze(-1)
         if self.some is not None:
             rows, taken = rows[self.some], taken[self.some]
-        self.at = slice(self.filled, self.filled + len(rows))
+        self.at, self.wide = slice(self.filled, self.filled + len(rows)), len(active)
         self.line[rows, taken - 1] = torch.arange(self.at.start, self.at.stop, device=rows.device)
         self.filled += len(rows)
 
@@ -143,6 +145,29 @@ class Replay:
         if not self.reading and id(weight) in self.place:
             table, first, _ = self.place[id(weight)]
             self._write(table, first, product)
+
+    def lines(self) -> Tensor:
+        """Of each of the forward's tokens the place among those that are written down, -1 where it is not. [L]"""
+        assert isinstance(self.at, slice)
+        each = torch.arange(self.at.stop - self.at.start, device=self.line.device)
+        return each if self.some is None else torch.full((self.wide,), -1).index_copy_(0, self.some, each)
+
+    def target(self, weight: Tensor) -> tuple[int, int] | None:
+        """For whoever writes by address: that of the first of these places in a product's table, and how many elements
+        the next is behind it; None if it is not kept."""
+        if id(weight) not in self.place:
+            return None
+        table, first, _ = self.place[id(weight)]
+        return self._address(table, first)
+
+    def targets_of_attention(self, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The same of what attention found, and of its log-sums."""
+        return self._address(self.tables[layer - len(self.heads)]), self._address(self.sums[layer])
+
+    def _address(self, table: Tensor, column: int = 0) -> tuple[int, int]:
+        assert isinstance(self.at, slice)
+        stride = table.stride(0)
+        return table.data_ptr() + (self.at.start * stride + column) * table.element_size(), stride
 
     def attended(self, layer: int) -> Attended | None:
         """What attention found for the forward's tokens, where it is kept and not being made."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from coterie.native import attention as native
 from coterie.policies.attention import Rule
 
 
@@ -113,6 +114,8 @@ def two_part_attention(
 
 def attend_once(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> Attended:
     """As `two_part_attention`, without gradient."""
+    if native.suits(q, k, v, layout, rule):
+        return Attended(*native.attend(q, k, v, layout, rule))
     q, k, v = _in_slots(q, k, v, layout, rule)
     out, log_sum = _attend(q, k, v, layout, rule)
     return Attended(layout.gather(out), layout.gather(log_sum).squeeze(-1))
@@ -241,6 +244,11 @@ class _TwoPart(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule, known: Attended | None
     ) -> Tensor:
+        ctx.layout, ctx.rule, ctx.native = layout, rule, native.suits(q, k, v, layout, rule)
+        if ctx.native:
+            out, log_sum = native.attend(q, k, v, layout, rule) if known is None else known
+            ctx.save_for_backward(q, k, v, out, log_sum)
+            return out
         q, k, v = _in_slots(q, k, v, layout, rule)
         if known is None:
             in_slots, log_sum = _attend(q, k, v, layout, rule)
@@ -248,7 +256,6 @@ class _TwoPart(torch.autograd.Function):
         else:
             out, log_sum = known.out, layout.spread(known.log_sum.unsqueeze(-1))
         ctx.save_for_backward(q, k, v, out, log_sum)
-        ctx.layout, ctx.rule = layout, rule
         return out
 
     @staticmethod
@@ -256,6 +263,8 @@ class _TwoPart(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, log_sum = ctx.saved_tensors
         layout, rule = ctx.layout, ctx.rule
+        if ctx.native:
+            return *native.attend_backward(q, k, v, out, log_sum, grad, layout, rule), None, None, None
         mean = layout.spread((grad.to(_wide(grad)) * out).sum(-1, keepdim=True), zero=True)
         grad = layout.spread(grad.contiguous(), zero=True)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from coterie import native
 from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule
 from coterie.policies.packing import PackedGroups, pack_groups
@@ -15,6 +16,7 @@ from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.two_part import Attended, attend_once
 from coterie.rollout.engines.compiled import CompiledLayers
 from coterie.rollout.engines.decode import DecodeState
+from coterie.rollout.engines.fused import FusedStep
 from coterie.rollout.engines.memory import Extension, Found, Memory
 from coterie.rollout.engines.packed import PackedWeights
 from coterie.rollout.engines.segments import Rows, Segments
@@ -58,8 +60,11 @@ class SharedDecoder:
     def __init__(self, shared: SharedPrefix, compiled: CompiledLayers | None = None) -> None:
         self.shared = shared
         self.layers: PackedWeights | CompiledLayers | None = compiled
+        self.fused: FusedStep | None = None
         if compiled is None and shared.llama is not None:
             self.layers = PackedWeights(shared.llama)
+            if (library := native.library()) is not None:
+                self.fused = FusedStep(library, shared.llama)
         self.memory: Memory | None = None
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Rows:
@@ -103,9 +108,20 @@ class SharedDecoder:
         """Append one token to every row of every state, in one forward pass, and predict the next."""
         ids = tokens[0] if len(tokens) == 1 else torch.cat(list(tokens))
         positions = states[0].positions if len(states) == 1 else torch.cat([s.positions for s in states])
-        logits = self.shared.split.head(self._forward(ids.unsqueeze(0), positions.unsqueeze(0), _Step(states)))
+        hidden = self._fused(ids, positions, states)
+        if hidden is None:
+            hidden = self._forward(ids.unsqueeze(0), positions.unsqueeze(0), _Step(states))
+        logits = self.shared.split.head(hidden)
         for state, part in zip(states, logits.split([len(s) for s in states]), strict=True):
             state.advance(part)
+
+    def _fused(self, ids: Tensor, positions: Tensor, states: Sequence[Rows]) -> Tensor | None:
+        """The step's last hidden states, where one pass between products can be had."""
+        llama = self.shared.llama
+        if self.fused is None or llama is None or llama.hooked or not isinstance(self.layers, PackedWeights):
+            return None
+        layers = self.layers.layers()
+        return self.fused(layers, ids, positions, states) if self.fused.fits(layers) else None
 
     def _forward(self, ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         llama = self.shared.llama

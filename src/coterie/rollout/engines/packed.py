@@ -60,12 +60,12 @@ class PackedWeights:
                 layers.append(_folded(layer, (q, k, v), o, (gate, up, down), act))
             else:
                 sizes = [len(w) for w, _ in (q, k, v)]
-                mlp = _Gated(_product(gate), _product(up), _product(down), act)
-                layers.append(replace(layer, qkv=_Split(_product(q, k, v), sizes), out=_product(o), mlp=mlp))
+                mlp = _Gated(_Product(gate), _Product(up), _Product(down), act)
+                layers.append(replace(layer, qkv=_Split(_Product(q, k, v), sizes), out=_Product(o), mlp=mlp))
         return layers
 
 
-def _folded(layer: Layer, qkv: Sequence[Affine], o: Affine, gated: Sequence[Affine], act: Linear) -> _Folded:
+def _folded(layer: Layer, qkv: Sequence[Affine], o: Affine, gated: Sequence[Affine], act: Linear) -> Folded:
     before, after = _constant(layer.before), _constant(layer.after)
     gate, up, down = gated
     heads, units = [len(w) // layer.head for w, _ in qkv[:2]], [_Unit(layer.before), _Unit(layer.after)]
@@ -78,17 +78,19 @@ def _folded(layer: Layer, qkv: Sequence[Affine], o: Affine, gated: Sequence[Affi
     own = {f.name: getattr(layer, f.name) for f in fields(layer)}
     own |= {
         "rule": rule,
-        "out": _product(o),
-        "mlp": _Gated(_product(gate, scale=after), _product(up, scale=after), _product(down), act),
+        "out": _Product(o),
+        "mlp": _Gated(_Product(gate, scale=after), _Product(up, scale=after), _Product(down), act),
     }
-    return _Folded(**own, product=_product(*qkv, scale=before), heads=heads, units=units, factor=factor)
+    return Folded(**own, product=_Product(*qkv, scale=before), heads=heads, units=units, factor=factor)
 
 
 @dataclass
-class _Folded(Layer):
+class Folded(Layer):
     """A layer whose matrices hold what is constant about the norms before them, so that little is left between them."""
 
-    product: Linear
+    out: _Product
+    mlp: _Gated
+    product: _Product
     """Queries, keys and values of x."""
     heads: list[int]
     """Of queries, and of keys and values."""
@@ -110,11 +112,19 @@ class _Folded(Layer):
         return self.mlp(self.units[1](x)).add_(x)
 
 
+class Last:
+    """The norm after the last layer."""
+
+    def __init__(self, norm: Norm) -> None:
+        self.unit, self.constant = _Unit(norm), _constant(norm)
+
+
 class _Unit:
     """x over its norm: what of a root-mean-square norm is not constant."""
 
     def __init__(self, norm: Norm) -> None:
-        self.floor = torch.tensor((norm.eps * len(norm.weight)) ** 0.5)
+        self.size = (norm.eps * len(norm.weight)) ** 0.5
+        self.floor = torch.tensor(self.size)
 
     def __call__(self, x: Tensor) -> Tensor:
         return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
@@ -136,31 +146,40 @@ class _Split:
 
 @dataclass
 class _Gated:
-    gate: Linear
-    up: Linear
-    down: Linear
+    gate: _Product
+    up: _Product
+    down: _Product
     act: Linear
+
+    @property
+    def gates_by_silu(self) -> bool:
+        return isinstance(self.act, partial)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(self.act(self.gate(x)).mul_(self.up(x)))
 
 
-def _product(*parts: Affine, scale: Tensor | None = None) -> Linear:
+class _Product:
     """x [n,H] -> x times scale [H] times the matrices, side by side; what that gave is kept where somebody keeps it."""
-    weight = torch.cat([w for w, _ in parts])
-    if scale is not None:
-        weight = weight * scale
-    bias = None if parts[0][1] is None else torch.cat([b for _, b in parts if b is not None])
-    multiply, packed = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._reorder_linear_weight(weight, 32)
-    first = parts[0][0]
 
-    def times(x: Tensor) -> Tensor:
-        out = multiply(x, packed, bias, "none", [], "")
+    def __init__(self, *parts: Affine, scale: Tensor | None = None) -> None:
+        weight = torch.cat([w for w, _ in parts])
+        if scale is not None:
+            weight = weight * scale
+        self.first = parts[0][0]
+        self.bias = None if parts[0][1] is None else torch.cat([b for _, b in parts if b is not None])
+        self.width, self.packed = len(weight), torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+        self.multiply = torch.ops.mkldnn._linear_pointwise
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = self.alone(x)
         if (kept := replay.current()) is not None:
-            kept.keep(first, out)
+            kept.keep(self.first, out)
         return out
 
-    return times
+    def alone(self, x: Tensor) -> Tensor:
+        """Without keeping it."""
+        return self.multiply(x, self.packed, self.bias, "none", [], "")
 
 
 def weight_and_bias(module: Any) -> Affine | None:

@@ -68,6 +68,7 @@ class Segments:
             of = (members > 0).cumsum(0)[of] - 1
             members, count = members[members > 0], len(self.sizes)
         self.of, self.count, self.most = of, count, int(members.max())
+        self._members: tuple[Tensor, Tensor] | None = None
         self.rows: Tensor | None = None
         self.place: Tensor | None = None
         regular = torch.arange(count, device=of.device).repeat_interleave(self.most)
@@ -81,6 +82,13 @@ class Segments:
         slots = torch.arange(self.width, device=of.device)
         padded = int(self.sizes.min()) < self.width
         self.padding = (slots >= self.sizes[of].unsqueeze(-1)).view(-1, 1, 1, self.width) if padded else None
+
+    def members(self) -> tuple[Tensor, Tensor]:
+        """The rows [b], those of a stretch together, and where each stretch's begin there [n+1]."""
+        if self._members is None:
+            ends = torch.bincount(self.of, minlength=self.count).cumsum(0)
+            self._members = self.of.argsort(stable=True), torch.cat([ends.new_zeros(1), ends])
+        return self._members
 
     def _shrink(self, alive: Tensor) -> None:
         kept = alive.nonzero().squeeze(-1)
@@ -266,14 +274,23 @@ class Rows:
 
     def _store(self, store: dict[int, Tensor], layer: int, x: Tensor) -> Tensor:
         """Append x [b,K,D] to the layer's own entries and return them all, [b,K,used+1,D]."""
+        room = self._room(store, layer, x.shape[1], x.shape[2], x)
+        room[:, :, self.used] = x
+        return room[:, :, : self.used + 1]
+
+    def room_for(self, layer: int, heads: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's own keys and values, with room for one more token at slot `used`. [b,heads,>used,width]"""
+        keys, values = (self._room(store, layer, heads, width, like) for store in (self.keys, self.values))
+        return keys, values
+
+    def _room(self, store: dict[int, Tensor], layer: int, heads: int, width: int, like: Tensor) -> Tensor:
         room = store.get(layer)
         if room is None or room.shape[2] == self.used:
-            wider = x.new_empty(*x.shape[:2], max(self.room, 2 * self.used), x.shape[2])
+            wider = like.new_empty(len(self), heads, max(self.room, 2 * self.used), width)
             if room is not None:
                 wider[:, :, : self.used] = room
             store[layer] = room = wider
-        room[:, :, self.used] = x
-        return room[:, :, : self.used + 1]
+        return room
 
 
 def worth_padding(a: Block, b: Block) -> bool:

@@ -1,0 +1,359 @@
+/* Attention of groups that share a prompt (`coterie.policies.two_part`), forward and backward, on a CPU in float32.
+ *
+ * Sixteen queries are computed at once, a lane each, against a block of keys: only what fits the first cache is made of
+ * the scores. A task is one head of the keys and a prompt's own queries, or up to ROWS completions of it; each task has
+ * gradients of the prompt's keys and values of its own, which are summed in order, so that nothing depends on the number
+ * of threads. */
+
+#include <stdlib.h>
+
+#include "vectors.h"
+
+#define WIDE 16
+#define BLOCK 64 /* keys */
+#define ROWS 8   /* completions of a task */
+#define WIDEST 128 /* head */
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef float v16u __attribute__((vector_size(64), aligned(4)));
+typedef int32_t i16 __attribute__((vector_size(64)));
+
+static inline v16 load16(const float *p) { return *(const v16u *)p; }
+static inline void store16(float *p, v16 x) { *(v16u *)p = x; }
+static inline v16 all16(float x) { return (v16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+static inline v16 pick16(i16 which, v16 a, v16 b) { return (v16)((which & (i16)a) | (~which & (i16)b)); }
+
+static inline v16 exp16(v16 x) {
+    v8 half[2];
+    memcpy(half, &x, sizeof x);
+    half[0] = exp_of(half[0]);
+    half[1] = exp_of(half[1]);
+    memcpy(&x, half, sizeof x);
+    return x;
+}
+
+/* n groups in slots of their own: prompts [n,prefix] from slot `start`, then completions [n,rows,length]. */
+typedef struct { int64_t start, groups, prefix, rows, length; const int64_t *sizes; } Bundle;
+
+/* Tokens [L]: q, out, grad and dq [L,heads,dim], k, v, dk and dv [L,kv,dim], lines of q, k and v of their strides. */
+typedef struct {
+    int64_t heads, kv, dim, q_stride, k_stride, v_stride;
+    const float *q, *k, *v;
+    float *out, *log_sum; /* [L,heads] */
+    const float *grad;
+    float *dq, *dk, *dv;
+    float scaling;
+    int64_t window;        /* tokens that a query may see, itself included; 0: all */
+    const int64_t *token;  /* of each slot; null: the slot itself */
+    const uint8_t *real;   /* which slots hold a token; null: all */
+    int backward;
+} Packed;
+
+/* Some of a group's tokens: `count` slots from `slot` on, the first of which stands at position `from`. */
+typedef struct { const Packed *p; int64_t slot, count, from, head; } Part;
+
+static inline int64_t token_of(const Packed *p, int64_t slot) { return p->token ? p->token[slot] : slot; }
+
+typedef struct {
+    float *keys, *values, *dkeys, *dvalues; /* [count,dim] */
+    int64_t count, from;
+} Seen;
+
+static void gather(const Part *part, Seen *seen) {
+    const Packed *p = part->p;
+    for (int64_t i = 0; i < part->count; i++) {
+        int64_t t = token_of(p, part->slot + i);
+        memcpy(seen->keys + i * p->dim, p->k + t * p->k_stride + part->head * p->dim, p->dim * sizeof(float));
+        memcpy(seen->values + i * p->dim, p->v + t * p->v_stride + part->head * p->dim, p->dim * sizeof(float));
+    }
+    seen->count = part->count;
+    seen->from = part->from;
+}
+
+/* Sixteen queries or fewer: a lane each, and in rows. */
+typedef struct {
+    v16 q[WIDEST], top, total, mean; /* `top` is the log-sum in the backward pass */
+    v16 dout[WIDEST], dq[WIDEST];
+    float rows[WIDE][WIDEST], sums[WIDE][WIDEST]; /* queries; what was found, or its gradient */
+    i16 position;
+} Queries;
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* result[j] = the products of lanes x with rows y [count,dim] */
+INLINE void products(const v16 *x, const float *y, int64_t count, const int64_t dim, v16 *result) {
+    int64_t j = 0;
+    for (; j + 8 <= count; j += 8) {
+        v16 sum[8] = {0};
+        for (int64_t d = 0; d < dim; d++)
+            for (int i = 0; i < 8; i++) sum[i] += x[d] * y[(j + i) * dim + d];
+        for (int i = 0; i < 8; i++) result[j + i] = sum[i];
+    }
+    for (; j < count; j++) {
+        v16 sum = all16(0.0f);
+        for (int64_t d = 0; d < dim; d++) sum += x[d] * y[j * dim + d];
+        result[j] = sum;
+    }
+}
+
+/* rows[l] += sum over j of weights[j][l] y[j]: y [count,dim], rows [16][WIDEST] */
+INLINE void mix(const v16 *weights, const float *y, int64_t count, const int64_t dim, float (*rows)[WIDEST]) {
+    const float *w = (const float *)weights;
+    for (int l = 0; l < WIDE; l += 4)
+        for (int64_t d = 0; d < dim; d += 32) {
+            int both = d + 16 < dim;
+            v16 sum[4][2];
+            for (int i = 0; i < 4; i++) {
+                sum[i][0] = load16(rows[l + i] + d);
+                sum[i][1] = both ? load16(rows[l + i] + d + 16) : sum[i][0];
+            }
+            for (int64_t j = 0; j < count; j++) {
+                v16 a = load16(y + j * dim + d), b = both ? load16(y + j * dim + d + 16) : a;
+                for (int i = 0; i < 4; i++) {
+                    sum[i][0] += a * w[j * WIDE + l + i];
+                    sum[i][1] += b * w[j * WIDE + l + i];
+                }
+            }
+            for (int i = 0; i < 4; i++) {
+                store16(rows[l + i] + d, sum[i][0]);
+                if (both) store16(rows[l + i] + d + 16, sum[i][1]);
+            }
+        }
+}
+
+/* y[j] += sum over l of weights[j][l] rows[l]: the lanes' share in the gradient of y [count,dim] */
+INLINE void spread(const v16 *weights, float (*rows)[WIDEST], int64_t count, const int64_t dim, float *y) {
+    const float *w = (const float *)weights;
+    for (int64_t j = 0; j < count; j += 4) {
+        int64_t some = count - j < 4 ? count - j : 4;
+        for (int64_t d = 0; d < dim; d += 32) {
+            int both = d + 16 < dim;
+            v16 sum[4][2] = {0};
+            for (int l = 0; l < WIDE; l++) {
+                v16 a = load16(rows[l] + d), b = both ? load16(rows[l] + d + 16) : a;
+                for (int i = 0; i < 4; i++) {
+                    float weight = w[(j + (i < some ? i : 0)) * WIDE + l];
+                    sum[i][0] += a * weight;
+                    sum[i][1] += b * weight;
+                }
+            }
+            for (int i = 0; i < some; i++) {
+                float *to = y + (j + i) * dim + d;
+                store16(to, load16(to) + sum[i][0]);
+                if (both) store16(to + 16, load16(to + 16) + sum[i][1]);
+            }
+        }
+    }
+}
+
+/* dq[d] += sum over j of slopes[j] keys[j][d], lanes */
+INLINE void back_to_queries(const v16 *slopes, const float *keys, int64_t count, const int64_t dim, v16 *dq) {
+    for (int64_t d = 0; d < dim; d += 8) {
+        v16 sum[8];
+        for (int i = 0; i < 8; i++) sum[i] = dq[d + i];
+        for (int64_t j = 0; j < count; j++)
+            for (int i = 0; i < 8; i++) sum[i] += slopes[j] * keys[j * dim + d + i];
+        for (int i = 0; i < 8; i++) dq[d + i] = sum[i];
+    }
+}
+
+/* The scores of keys a .. a + count, those that are not seen -inf. */
+INLINE void score(const Packed *p, const Queries *x, const Seen *seen, int64_t a, int64_t count, int64_t lowest,
+                  int64_t highest, const int64_t dim, v16 *scores) {
+    products(x->q, seen->keys + a * dim, count, dim, scores);
+    int64_t first = seen->from + a, last = first + count - 1;
+    if (last <= lowest && (!p->window || highest - first < p->window)) return;
+    for (int64_t j = 0; j < count; j++) {
+        int32_t at = (int32_t)(first + j);
+        i16 hidden = x->position < at;
+        if (p->window) hidden |= x->position - at >= (int32_t)p->window;
+        scores[j] = pick16(hidden, all16(-INFINITY), scores[j]);
+    }
+}
+
+INLINE void forward(const Packed *p, Queries *x, const Seen *seen, int64_t lowest, int64_t highest, const int64_t dim) {
+    v16 scores[BLOCK];
+    for (int64_t a = 0; a < seen->count; a += BLOCK) {
+        int64_t count = seen->count - a < BLOCK ? seen->count - a : BLOCK;
+        if (seen->from + a > highest) break;
+        if (p->window && lowest - (seen->from + a + count - 1) >= p->window) continue;
+        score(p, x, seen, a, count, lowest, highest, dim, scores);
+        v16 top = x->top;
+        for (int64_t j = 0; j < count; j++) top = pick16(scores[j] <= top, top, scores[j]);
+        v16 safe = pick16(top == all16(-INFINITY), all16(0.0f), top), before = exp16(x->top - safe);
+        x->total *= before;
+        for (int64_t j = 0; j < count; j++) {
+            scores[j] = exp16(scores[j] - safe);
+            x->total += scores[j];
+        }
+        for (int l = 0; l < WIDE; l++)
+            for (int64_t d = 0; d < dim; d += 16) store16(x->sums[l] + d, load16(x->sums[l] + d) * before[l]);
+        mix(scores, seen->values + a * dim, count, dim, x->sums);
+        x->top = top;
+    }
+}
+
+INLINE void backward(const Packed *p, Queries *x, Seen *seen, int64_t lowest, int64_t highest, const int64_t dim) {
+    v16 weights[BLOCK], slopes[BLOCK];
+    for (int64_t a = 0; a < seen->count; a += BLOCK) {
+        int64_t count = seen->count - a < BLOCK ? seen->count - a : BLOCK;
+        if (seen->from + a > highest) break;
+        if (p->window && lowest - (seen->from + a + count - 1) >= p->window) continue;
+        score(p, x, seen, a, count, lowest, highest, dim, weights);
+        products(x->dout, seen->values + a * dim, count, dim, slopes);
+        for (int64_t j = 0; j < count; j++) {
+            weights[j] = exp16(weights[j] - x->top);
+            slopes[j] = (slopes[j] - x->mean) * weights[j];
+        }
+        spread(weights, x->sums, count, dim, seen->dvalues + a * dim);
+        spread(slopes, x->rows, count, dim, seen->dkeys + a * dim);
+        back_to_queries(slopes, seen->keys + a * dim, count, dim, x->dq);
+    }
+}
+
+/* All queries of a part, against what they may see. */
+INLINE void queries(const Part *part, Seen *seen, int parts, const int64_t dim) {
+    const Packed *p = part->p;
+    int64_t each = p->heads / p->kv;
+    Queries x;
+    for (int64_t a = 0; a < part->count * each; a += WIDE) {
+        float *place[WIDE];
+        int64_t entry[WIDE], lanes = part->count * each - a < WIDE ? part->count * each - a : WIDE;
+        for (int l = 0; l < WIDE; l++) {
+            int64_t query = l < lanes ? a + l : a, t = token_of(p, part->slot + query / each);
+            int64_t head = part->head * each + query % each;
+            const float *q = p->q + t * p->q_stride + head * dim;
+            entry[l] = t * p->heads + head;
+            place[l] = (p->backward ? p->dq : p->out) + entry[l] * dim;
+            /* lanes of nobody see nothing */
+            x.position[l] = l < lanes ? (int32_t)(part->from + query / each) : -1;
+            for (int64_t d = 0; d < dim; d++) x.q[d][l] = x.rows[l][d] = q[d] * p->scaling;
+            if (p->backward) {
+                const float *grad = p->grad + entry[l] * dim, *out = p->out + entry[l] * dim;
+                float mean = 0;
+                for (int64_t d = 0; d < dim; d++) {
+                    x.dout[d][l] = x.sums[l][d] = grad[d];
+                    mean += grad[d] * out[d];
+                }
+                x.mean[l] = mean;
+                x.top[l] = p->log_sum[entry[l]];
+            } else {
+                memset(x.sums[l], 0, dim * sizeof(float));
+            }
+        }
+        int64_t lowest = part->from + a / each, highest = part->from + (a + lanes - 1) / each;
+        if (lanes < WIDE) lowest = -1;
+        if (p->backward) {
+            for (int64_t d = 0; d < dim; d++) x.dq[d] = all16(0.0f);
+            for (int i = 0; i < parts; i++) backward(p, &x, seen + i, lowest, highest, dim);
+            for (int l = 0; l < lanes; l++)
+                for (int64_t d = 0; d < dim; d++) place[l][d] = x.dq[d][l] * p->scaling;
+        } else {
+            x.top = all16(-INFINITY);
+            x.total = all16(0.0f);
+            for (int i = 0; i < parts; i++) forward(p, &x, seen + i, lowest, highest, dim);
+            for (int l = 0; l < lanes; l++) {
+                float scale = 1.0f / x.total[l];
+                for (int64_t d = 0; d < dim; d++) place[l][d] = x.sums[l][d] * scale;
+                p->log_sum[entry[l]] = x.top[l] + logf(x.total[l]);
+            }
+        }
+    }
+}
+
+static void all_queries(const Part *part, Seen *seen, int parts) {
+    switch (part->p->dim) {
+    case 16: queries(part, seen, parts, 16); break;
+    case 32: queries(part, seen, parts, 32); break;
+    case 64: queries(part, seen, parts, 64); break;
+    default: queries(part, seen, parts, part->p->dim);
+    }
+}
+
+static int64_t length_of(const Packed *p, int64_t slot, int64_t most) {
+    int64_t count = most;
+    while (p->real && count && !p->real[slot + count - 1]) count--;
+    return count;
+}
+
+static int tasks_of(const Bundle *b) { return 1 + (int)((b->rows + ROWS - 1) / ROWS); }
+
+static void task(const Packed *p, const Bundle *b, int64_t group, int64_t head, int number, float *dprompt,
+                 float *room) {
+    int64_t size = b->sizes[group], dim = p->dim;
+    Part prompt = {p, b->start + group * b->prefix, size, 0, head};
+    Seen seen[2] = {{room, room + b->prefix * dim, dprompt, dprompt ? dprompt + b->prefix * dim : NULL, 0, 0},
+                    {room + 2 * b->prefix * dim, NULL, NULL, NULL, 0, 0}};
+    gather(&prompt, seen);
+    if (dprompt) memset(dprompt, 0, 2 * b->prefix * dim * sizeof(float));
+    if (number == 0) {
+        all_queries(&prompt, seen, 1);
+        return;
+    }
+    seen[1].values = seen[1].keys + b->length * dim;
+    seen[1].dkeys = seen[1].values + b->length * dim;
+    seen[1].dvalues = seen[1].dkeys + b->length * dim;
+    for (int64_t row = (number - 1) * ROWS; row < number * ROWS && row < b->rows; row++) {
+        int64_t slot = b->start + b->groups * b->prefix + (group * b->rows + row) * b->length;
+        Part own = {p, slot, length_of(p, slot, b->length), size, head};
+        gather(&own, seen + 1);
+        if (p->backward) memset(seen[1].dkeys, 0, 2 * b->length * dim * sizeof(float));
+        all_queries(&own, seen, 2);
+        for (int64_t i = 0; p->backward && i < own.count; i++) {
+            int64_t t = token_of(p, slot + i) * p->kv + head;
+            memcpy(p->dk + t * dim, seen[1].dkeys + i * dim, dim * sizeof(float));
+            memcpy(p->dv + t * dim, seen[1].dvalues + i * dim, dim * sizeof(float));
+        }
+    }
+}
+
+/* The prompt's gradients are what its tasks found, summed. */
+static void sum_up(const Packed *p, const Bundle *b, int64_t group, int64_t head, int tasks, const float *found) {
+    int64_t dim = p->dim, each = 2 * b->prefix * dim;
+    for (int64_t i = 0; i < b->sizes[group]; i++) {
+        int64_t t = token_of(p, b->start + group * b->prefix + i) * p->kv + head;
+        for (int64_t d = 0; d < dim; d++) {
+            float dk = 0, dv = 0;
+            for (int n = 0; n < tasks; n++) {
+                dk += found[n * each + i * dim + d];
+                dv += found[n * each + (b->prefix + i) * dim + d];
+            }
+            p->dk[t * dim + d] = dk;
+            p->dv[t * dim + d] = dv;
+        }
+    }
+}
+
+/* Floats to work in for each thread, and with a backward pass for what the tasks of a bundle find. */
+int64_t two_part_room(const Packed *p, const Bundle *b) {
+    return (2 * b->prefix + 4 * b->length) * p->dim;
+}
+
+int64_t two_part_found(const Packed *p, const Bundle *b) {
+    return p->backward ? b->groups * p->kv * tasks_of(b) * 2 * b->prefix * p->dim : 0;
+}
+
+/* room: `two_part_room` for each thread; found: `two_part_found`. */
+void two_part(int threads, const Packed *p, const Bundle *b, float *room, float *found) {
+    int tasks = tasks_of(b);
+    int64_t all = b->groups * p->kv * tasks, each = 2 * b->prefix * p->dim, mine = two_part_room(p, b);
+    #pragma omp parallel num_threads(threads)
+    {
+#ifdef _OPENMP
+        extern int omp_get_thread_num(void);
+        float *own = room + omp_get_thread_num() * mine;
+#else
+        float *own = room;
+#endif
+        #pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < all; i++) {
+            int64_t pair = i / tasks;
+            task(p, b, pair / p->kv, pair % p->kv, (int)(i % tasks), p->backward ? found + i * each : NULL, own);
+        }
+        if (p->backward) {
+            #pragma omp for schedule(static)
+            for (int64_t pair = 0; pair < b->groups * p->kv; pair++)
+                sum_up(p, b, pair / p->kv, pair % p->kv, tasks, found + pair * tasks * each);
+        }
+    }
+}

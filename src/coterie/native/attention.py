@@ -1,0 +1,111 @@
+"""The functions of `attention.c` on tensors: attention of groups that share a prompt, forward and backward."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_float, c_int, c_int64, c_void_p
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from coterie.native import library, pointer
+
+if TYPE_CHECKING:
+    from coterie.policies.attention import Rule
+    from coterie.policies.two_part import Layout
+
+_WIDEST = 128
+_MOST = 2**27
+"""Floats to work in, at the most (512 MiB)."""
+
+
+class Bundle(ctypes.Structure):
+    _fields_ = (
+        ("start", c_int64), ("groups", c_int64), ("prefix", c_int64), ("rows", c_int64), ("length", c_int64),
+        ("sizes", c_void_p),
+    )  # fmt: skip
+
+
+class Packed(ctypes.Structure):
+    _fields_ = (
+        ("heads", c_int64), ("kv", c_int64), ("dim", c_int64),
+        ("q_stride", c_int64), ("k_stride", c_int64), ("v_stride", c_int64),
+        ("q", c_void_p), ("k", c_void_p), ("v", c_void_p), ("out", c_void_p), ("log_sum", c_void_p), ("grad", c_void_p),
+        ("dq", c_void_p), ("dk", c_void_p), ("dv", c_void_p),
+        ("scaling", c_float), ("window", c_int64), ("token", c_void_p), ("real", c_void_p), ("backward", c_int),
+    )  # fmt: skip
+
+
+def suits(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> bool:
+    """Whether the compiled functions are there and take these."""
+    width = q.shape[2]
+    return (
+        library() is not None
+        and q.device.type == "cpu"
+        and rule.softcap is None
+        and layout.again is None
+        and width % 16 == 0
+        and width <= _WIDEST
+        and v.shape == k.shape
+        and all(x.dtype == torch.float32 and x.stride()[1:] == (width, 1) for x in (q, k, v))
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> tuple[Tensor, Tensor]:
+    """q [L,H,D], k and v [L,K,D] -> what attention found [L,H,D], and the logarithms of sums of exponentials [L,H]."""
+    out, log_sum = q.new_empty(q.shape), q.new_empty(q.shape[:2])
+    packed = _packed(q, k, v, out, log_sum, layout, rule)
+    _run(packed, layout, q)
+    return out, log_sum
+
+
+def attend_backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, grad: Tensor, layout: Layout, rule: Rule
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v for that of `out`."""
+    out, log_sum, grad = out.contiguous(), log_sum.contiguous(), grad.contiguous()
+    packed = _packed(q, k, v, out, log_sum, layout, rule)
+    found = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    packed.grad, packed.backward = grad.data_ptr(), 1
+    packed.dq, packed.dk, packed.dv = (x.data_ptr() for x in found)
+    _run(packed, layout, q)
+    return found
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, layout: Layout, rule: Rule) -> Packed:
+    return Packed(
+        heads=q.shape[1],
+        kv=k.shape[1],
+        dim=q.shape[2],
+        q_stride=q.stride(0),
+        k_stride=k.stride(0),
+        v_stride=v.stride(0),
+        q=q.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        out=out.data_ptr(),
+        log_sum=log_sum.data_ptr(),
+        scaling=rule.scaling,
+        window=rule.window or 0,
+        token=pointer(layout.token),
+        real=pointer(layout.real),
+    )
+
+
+def _run(packed: Packed, layout: Layout, like: Tensor) -> None:
+    do, threads = library(), torch.get_num_threads()
+    assert do is not None
+    for bundle in layout.bundles:
+        b = Bundle(bundle.start, bundle.groups, bundle.prefix, bundle.rows, bundle.length, bundle.sizes.data_ptr())
+        room, found = do.two_part_room(byref(packed), byref(b)), do.two_part_found(byref(packed), byref(b))
+        some, more = like.new_empty(room * threads), like.new_empty(found)
+        do.two_part(threads, byref(packed), byref(b), some.data_ptr(), more.data_ptr())
+
+
+def declare(do: ctypes.CDLL) -> None:
+    """The types of the functions."""
+    both = [POINTER(Packed), POINTER(Bundle)]
+    do.two_part_room.argtypes = do.two_part_found.argtypes = both
+    do.two_part_room.restype = do.two_part_found.restype = c_int64
+    do.two_part.argtypes, do.two_part.restype = [c_int, *both, c_void_p, c_void_p], None

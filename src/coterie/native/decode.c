@@ -1,0 +1,261 @@
+/* What stands between the matrix products of one decoding step of a Llama-family model, on a CPU in float32: each
+ * function is one pass over its rows where operators of a library would be many.
+ *
+ * Products that are kept for the update (`coterie.policies.replay`) are written down in the same pass: row i goes to
+ * line line[i] of a table, to none where that is negative or `line` is null. */
+
+#include "vectors.h"
+
+#define KEYS 256 /* that are scored at once */
+#define WIDEST 256 /* head */
+
+/* A table of lines of `stride` floats; `rows` is null where nothing is kept. */
+typedef struct { float *rows; int64_t stride; } Table;
+
+static inline void keep(Table table, const int64_t *line, int64_t i, const float *x, int64_t width) {
+    if (table.rows && (!line || line[i] >= 0))
+        memcpy(table.rows + (line ? line[i] : i) * table.stride, x, width * sizeof(float));
+}
+
+/* x += y, where there is a y, which is kept; inner = x over its norm. x, y and inner [n,width]. */
+void add_and_norm(int threads, int64_t n, int64_t width, float *x, const float *y, float floor, float *inner,
+                  Table table, const int64_t *line) {
+    #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
+    for (int64_t i = 0; i < n; i++) {
+        float *mine = x + i * width;
+        if (y) {
+            const float *added = y + i * width;
+            for (int64_t d = 0; d < width; d += LANES) store(mine + d, load(mine + d) + load(added + d));
+            keep(table, line, i, added, width);
+        }
+        v8 scale = all(over_norm(mine, width, floor));
+        for (int64_t d = 0; d < width; d += LANES) store(inner + i * width + d, load(mine + d) * scale);
+    }
+}
+
+/* gate = silu(gate) * up, both [n,width] and kept as they were. */
+void gated(int threads, int64_t n, int64_t width, float *gate, const float *up, Table gates, Table ups,
+           const int64_t *line) {
+    #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
+    for (int64_t i = 0; i < n; i++) {
+        float *g = gate + i * width;
+        const float *u = up + i * width;
+        keep(gates, line, i, g, width);
+        keep(ups, line, i, u, width);
+        for (int64_t d = 0; d < width; d += LANES) store(g + d, silu_of(load(g + d)) * load(u + d));
+    }
+}
+
+/* n stretches of keys and values [P,D] a head of the keys, that rows share; those of stretch s are
+ * members[first[s]] .. members[first[s + 1] - 1]. starts and sizes: positions of their first tokens, and their tokens. */
+typedef struct {
+    const float *keys, *values;
+    int64_t n, stretch_stride, head_stride;
+    const int64_t *starts, *sizes, *members, *first;
+} Level;
+
+typedef struct {
+    int64_t rows, heads, kv, dim;
+    const float *made;   /* queries, keys and values side by side [rows, (heads + 2 kv) dim] */
+    const float *factor; /* of normed queries and keys [heads + kv, dim]; null: they are not normed */
+    float floor, scaling; /* of that norm; of queries that are not normed */
+    const float *cos, *sin; /* [rows,dim]; the sine is signed */
+    const int64_t *positions;
+    int64_t window; /* tokens that a query may see, itself included; 0: all */
+    float *keys, *values; /* of the rows' own tokens: [rows,kv,room,dim] */
+    int64_t row_stride, head_stride, used;
+    const int64_t *late; /* first slot of each row; null: 0 */
+    float *queries; /* to work in [rows,heads,dim] */
+    float *top, *total; /* to work in [rows,heads] */
+    float *out; /* what attention found [rows,heads,dim] */
+    Table mades, outs, sums; /* sums: logarithms of the sums of exponentials [rows,heads] */
+    const int64_t *line;
+} Step;
+
+/* y = x rotated, times `scale` and, where there is one, times factor. */
+static inline void turned(const Step *s, int64_t row, const float *x, const float *factor, float scale, float *y) {
+    const float *cos = s->cos + row * s->dim, *sin = s->sin + row * s->dim;
+    int64_t half = s->dim / 2;
+    float z[WIDEST];
+    for (int64_t d = 0; d < s->dim; d++) z[d] = factor ? x[d] * scale * factor[d] : x[d] * scale;
+    for (int64_t d = 0; d < half; d++) {
+        y[d] = z[d] * cos[d] + z[d + half] * sin[d];
+        y[d + half] = z[d + half] * cos[d + half] + z[d] * sin[d + half];
+    }
+}
+
+static inline void enter(const Step *s, int64_t row) {
+    const float *made = s->made + row * (s->heads + 2 * s->kv) * s->dim;
+    keep(s->mades, s->line, row, made, (s->heads + 2 * s->kv) * s->dim);
+    for (int64_t h = 0; h < s->heads + s->kv; h++, made += s->dim) {
+        int64_t k = h - s->heads;
+        float scale = s->factor ? over_norm(made, s->dim, s->floor) : k < 0 ? s->scaling : 1.0f;
+        float *to = k < 0 ? s->queries + (row * s->heads + h) * s->dim
+                          : s->keys + row * s->row_stride + k * s->head_stride + s->used * s->dim;
+        turned(s, row, made, s->factor ? s->factor + h * s->dim : NULL, scale, to);
+    }
+    for (int64_t k = 0; k < s->kv; k++, made += s->dim)
+        memcpy(s->values + row * s->row_stride + k * s->head_stride + s->used * s->dim, made, s->dim * sizeof(float));
+}
+
+/* A query and the row's own tokens: the first of what is summed up over all it sees. */
+static inline void own(const Step *s, int64_t row, int64_t head) {
+    int64_t dim = s->dim, at = row * s->row_stride + head / (s->heads / s->kv) * s->head_stride;
+    int64_t from = s->late ? s->late[row] : 0, place = row * s->heads + head;
+    if (s->window && s->used + 1 - s->window > from) from = s->used + 1 - s->window;
+    const float *q = s->queries + place * dim;
+    float *out = s->out + place * dim, top = -INFINITY, total = 0, weights[KEYS + LANES];
+    memset(out, 0, dim * sizeof(float));
+    for (int64_t a = from; a <= s->used; a += KEYS) {
+        int64_t count = s->used + 1 - a < KEYS ? s->used + 1 - a : KEYS;
+        float highest = top;
+        for (int64_t j = 0; j < count; j++) {
+            const float *k = s->keys + at + (a + j) * dim;
+            v8 sum = all(0.0f);
+            for (int64_t d = 0; d < dim; d += LANES) sum += load(q + d) * load(k + d);
+            weights[j] = sum_of(sum);
+            if (!(weights[j] <= highest)) highest = weights[j];
+        }
+        float before = exp_of(all(top - highest))[0];
+        total *= before;
+        for (int64_t d = 0; d < dim; d++) out[d] *= before;
+        for (int64_t j = count; j % LANES; j++) weights[j] = -INFINITY;
+        for (int64_t j = 0; j < count; j += LANES) {
+            v8 w = exp_of(load(weights + j) - all(highest));
+            store(weights + j, w);
+            total += sum_of(w);
+        }
+        for (int64_t j = 0; j < count; j++) {
+            const float *v = s->values + at + (a + j) * dim;
+            v8 w = all(weights[j]);
+            for (int64_t d = 0; d < dim; d += LANES) store(out + d, load(out + d) + w * load(v + d));
+        }
+        top = highest;
+    }
+    s->top[place] = top;
+    s->total[place] = total;
+}
+
+/* Up to eight queries, a lane each, of one head of the keys, and the keys of a stretch. */
+static inline __attribute__((always_inline)) void meet(
+    const Step *s, const float *keys, const float *values, int64_t size, const int64_t *place, const int64_t *from,
+    int lanes, const int64_t dim) {
+    v8 q[WIDEST], scores[KEYS], top, total;
+    float out[LANES][WIDEST] __attribute__((aligned(32)));
+    int64_t first = size;
+    for (int l = 0; l < LANES; l++) {
+        int64_t at = place[l < lanes ? l : 0];
+        for (int64_t d = 0; d < dim; d++) q[d][l] = s->queries[at * dim + d];
+        memcpy(out[l], s->out + at * dim, dim * sizeof(float));
+        top[l] = s->top[at];
+        total[l] = s->total[at];
+        if (from[l] < first) first = from[l];
+    }
+    for (int64_t a = first; a < size; a += KEYS) {
+        int64_t count = size - a < KEYS ? size - a : KEYS, j = 0;
+        const float *k = keys + a * dim, *v = values + a * dim;
+        v8 highest = top;
+        for (; j + 8 <= count; j += 8) {
+            v8 sum[8] = {0};
+            for (int64_t d = 0; d < dim; d++)
+                for (int i = 0; i < 8; i++) sum[i] += q[d] * k[(j + i) * dim + d];
+            for (int i = 0; i < 8; i++) scores[j + i] = sum[i];
+        }
+        for (; j < count; j++) {
+            v8 sum = all(0.0f);
+            for (int64_t d = 0; d < dim; d++) sum += q[d] * k[j * dim + d];
+            scores[j] = sum;
+        }
+        if (s->window)
+            for (j = 0; j < count; j++)
+                for (int l = 0; l < LANES; l++)
+                    if (a + j < from[l]) scores[j][l] = -INFINITY;
+        for (j = 0; j < count; j++) highest = pick(scores[j] <= highest, highest, scores[j]);
+        v8 before = exp_of(top - highest);
+        total *= before;
+        for (j = 0; j < count; j++) {
+            scores[j] = exp_of(scores[j] - highest);
+            total += scores[j];
+        }
+        for (int l = 0; l < LANES; l += 4) {
+            v8 sum[4][2];
+            for (int64_t d = 0; d < dim; d += 16) {
+                int wide = d + 8 < dim;
+                for (int i = 0; i < 4; i++) {
+                    sum[i][0] = load(out[l + i] + d) * before[l + i];
+                    sum[i][1] = wide ? load(out[l + i] + d + 8) * before[l + i] : all(0.0f);
+                }
+                for (j = 0; j < count; j++) {
+                    v8 x = load(v + j * dim + d), y = wide ? load(v + j * dim + d + 8) : x;
+                    for (int i = 0; i < 4; i++) {
+                        v8 w = all(scores[j][l + i]);
+                        sum[i][0] += w * x;
+                        sum[i][1] += w * y;
+                    }
+                }
+                for (int i = 0; i < 4; i++) {
+                    store(out[l + i] + d, sum[i][0]);
+                    if (wide) store(out[l + i] + d + 8, sum[i][1]);
+                }
+            }
+        }
+        top = highest;
+    }
+    for (int l = 0; l < lanes; l++) {
+        memcpy(s->out + place[l] * dim, out[l], dim * sizeof(float));
+        s->top[place[l]] = top[l];
+        s->total[place[l]] = total[l];
+    }
+}
+
+static void stretch(const Step *s, const Level *level, int64_t number, int64_t k) {
+    int64_t each = s->heads / s->kv, first = level->first[number], count = level->first[number + 1] - first;
+    const float *keys = level->keys + number * level->stretch_stride + k * level->head_stride;
+    const float *values = level->values + number * level->stretch_stride + k * level->head_stride;
+    for (int64_t a = 0; a < count * each; a += LANES) {
+        int64_t place[LANES], from[LANES];
+        int lanes = count * each - a < LANES ? (int)(count * each - a) : LANES;
+        for (int l = 0; l < LANES; l++) {
+            int64_t query = a + (l < lanes ? l : 0), row = level->members[first + query / each];
+            int64_t reach = s->window ? s->positions[row] + 1 - s->window - level->starts[number] : 0;
+            place[l] = row * s->heads + k * each + query % each;
+            from[l] = reach < 0 ? 0 : reach;
+        }
+        int64_t size = level->sizes[number];
+        switch (s->dim) {
+        case 16: meet(s, keys, values, size, place, from, lanes, 16); break;
+        case 32: meet(s, keys, values, size, place, from, lanes, 32); break;
+        case 64: meet(s, keys, values, size, place, from, lanes, 64); break;
+        case 128: meet(s, keys, values, size, place, from, lanes, 128); break;
+        default: meet(s, keys, values, size, place, from, lanes, s->dim);
+        }
+    }
+}
+
+/* Attention of one token a row, from the product of queries, keys and values on. */
+void attend(int threads, const Step *s, const Level *levels, int64_t depth) {
+    #pragma omp parallel num_threads(threads) if (s->rows * s->heads * s->dim > SMALL / 4)
+    {
+        #pragma omp for schedule(static)
+        for (int64_t row = 0; row < s->rows; row++) {
+            enter(s, row);
+            for (int64_t head = 0; head < s->heads; head++) own(s, row, head);
+        }
+        for (int64_t i = 0; i < depth; i++) {
+            #pragma omp for schedule(static)
+            for (int64_t at = 0; at < levels[i].n * s->kv; at++) stretch(s, levels + i, at / s->kv, at % s->kv);
+        }
+        #pragma omp for schedule(static)
+        for (int64_t row = 0; row < s->rows; row++) {
+            for (int64_t head = 0; head < s->heads; head++) {
+                int64_t place = row * s->heads + head;
+                v8 scale = all(1.0f / s->total[place]);
+                float *out = s->out + place * s->dim;
+                for (int64_t d = 0; d < s->dim; d += LANES) store(out + d, load(out + d) * scale);
+                s->top[place] += logf(s->total[place]);
+            }
+            keep(s->outs, s->line, row, s->out + row * s->heads * s->dim, s->heads * s->dim);
+            keep(s->sums, s->line, row, s->top + row * s->heads, s->heads);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+"""The functions of `train.c` on tensors. `suits` says for which."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from coterie.native import library, pointer
+
+PIECE = 256
+"""As in `train.c`."""
+WIDEST = 256
+
+
+def suits(*tensors: Tensor | None) -> bool:
+    """Whether the compiled functions are there and take these: on a CPU, float32, the last dimension in order and a
+    multiple of eight wide.
+    """
+    return library() is not None and all(
+        x is None
+        or (x.device.type == "cpu" and x.dtype == torch.float32 and x.stride(-1) == 1 and x.shape[-1] % 8 == 0)
+        for x in tensors
+    )
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x [n,H] over its root mean square, times weight [H]; and what x was multiplied by [n]."""
+    y, scale = x.new_empty(x.shape), x.new_empty(len(x))
+    _do().norm(_threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), eps, y.data_ptr(), scale.data_ptr())
+    return y, scale
+
+
+def norm_backward(
+    x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, needs_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of x [n,H] and of weight [H], if asked."""
+    dx, pieces = grad.new_empty(x.shape), _pieces(x, x.shape[1]) if needs_weight else None
+    _do().norm_backward(
+        _threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), grad.data_ptr(),
+        dx.data_ptr(), pointer(pieces),
+    )  # fmt: skip
+    return dx, None if pieces is None else pieces.sum(0)
+
+
+def head(
+    x: Tensor, dim: int, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Heads of x [n,h*dim], normed where there is a weight [dim], turned by cos and signed sin [n,dim],
+    [n,h,dim]; and what they were multiplied by to norm them [n,h].
+    """
+    n, heads = len(x), x.shape[1] // dim
+    y, scale = x.new_empty(n, heads, dim), None if weight is None else x.new_empty(n, heads)
+    _do().head(
+        _threads(), n, heads, dim, x.stride(0), x.data_ptr(), pointer(weight), eps, cos.data_ptr(), sin.data_ptr(),
+        y.data_ptr(), pointer(scale),
+    )  # fmt: skip
+    return y, scale
+
+
+def head_backward(
+    x: Tensor,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    grad: Tensor,
+    needs_weight: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of x [n,h*dim] and of weight [dim], if asked, for grad [n,h,dim]."""
+    n, heads, dim = grad.shape
+    dx, pieces = grad.new_empty(n, heads * dim), _pieces(x, dim) if needs_weight else None
+    _do().head_backward(
+        _threads(), n, heads, dim, x.stride(0), x.data_ptr(), pointer(weight), pointer(scale), cos.data_ptr(),
+        sin.data_ptr(), grad.data_ptr(), dx.data_ptr(), pointer(pieces),
+    )  # fmt: skip
+    return dx, None if pieces is None else pieces.sum(0)
+
+
+def gate(gates: Tensor, ups: Tensor) -> Tensor:
+    """silu(gates) * ups, [n,F]"""
+    out = gates.new_empty(gates.shape)
+    _do().gate(
+        _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), out.data_ptr()
+    )
+    return out
+
+
+def gate_backward(gates: Tensor, ups: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """silu(gates) * ups again; for its gradient `slope`, whose memory is used, those of gates and ups. [n,F] each"""
+    out, dgates = torch.empty_like(slope), torch.empty_like(slope)
+    _do().gate_backward(
+        _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), slope.data_ptr(),
+        out.data_ptr(), dgates.data_ptr(),
+    )  # fmt: skip
+    return out, dgates, slope
+
+
+def _pieces(x: Tensor, width: int) -> Tensor:
+    return x.new_empty(-(-len(x) // PIECE), width)
+
+
+def _do():  # type: ignore[no-untyped-def]
+    return library()
+
+
+def _threads() -> int:
+    return torch.get_num_threads()

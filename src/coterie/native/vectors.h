@@ -1,0 +1,58 @@
+/* Vectors of eight floats, GCC's and clang's, on any processor; and what the other files share. Widths are multiples of
+ * eight. */
+
+#ifndef COTERIE_VECTORS_H
+#define COTERIE_VECTORS_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 8
+#define SMALL 16384 /* floats that are not worth waking a thread for */
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v8u __attribute__((vector_size(32), aligned(4)));
+typedef int32_t i8 __attribute__((vector_size(32)));
+
+static inline v8 load(const float *p) { return *(const v8u *)p; }
+static inline void store(float *p, v8 x) { *(v8u *)p = x; }
+static inline v8 all(float x) { return (v8){x, x, x, x, x, x, x, x}; }
+static inline v8 pick(i8 which, v8 a, v8 b) { return (v8)((which & (i8)a) | (~which & (i8)b)); }
+
+static inline float sum_of(v8 x) {
+    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
+}
+
+/* exp(x) to about an ulp, of x <= 0; below -87 it is 0, and what is not a number stays that. */
+static inline v8 exp_of(v8 x) {
+    v8 bounded = pick(x < all(-87.0f), all(-87.0f), x);
+    i8 power = __builtin_convertvector(bounded * all(1.44269504f) - all(0.5f), i8);
+    v8 n = __builtin_convertvector(power, v8);
+    v8 r = (bounded - n * all(0.693145752f)) - n * all(1.42860677e-6f);
+    v8 p = all(1.9875691500e-4f);
+    p = p * r + all(1.3981999507e-3f);
+    p = p * r + all(8.3334519073e-3f);
+    p = p * r + all(4.1665795894e-2f);
+    p = p * r + all(1.6666665459e-1f);
+    p = p * r + all(5.0000001201e-1f);
+    p = p * r * r + r + all(1.0f);
+    p *= (v8)((power + 127) << 23);
+    p = pick(x < all(-87.0f), all(0.0f), p);
+    return pick(x == x, p, x);
+}
+
+static inline v8 silu_of(v8 x) {
+    v8 small = exp_of(pick(x < 0, x, -x)); /* exp(-|x|) */
+    return x * pick(x < 0, small, all(1.0f)) / (all(1.0f) + small);
+}
+
+/* 1 / sqrt(|x|^2 + floor^2) */
+static inline float over_norm(const float *x, int64_t width, float floor) {
+    v8 total = all(0.0f);
+    for (int64_t d = 0; d < width; d += LANES) { v8 y = load(x + d); total += y * y; }
+    return 1.0f / sqrtf(sum_of(total) + floor * floor);
+}
+
+#endif

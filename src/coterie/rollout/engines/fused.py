@@ -1,0 +1,164 @@
+"""A decoding step of packed layers by the functions of `native/decode.c`: three calls a layer between its products.
+
+The same step as `Llama` makes over the same packed weights, up to rounding; what the update replays is kept as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import CDLL, byref
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+from coterie.native import Level, Step, Table, pointer
+from coterie.policies import replay
+from coterie.policies.llama import Layer, Llama
+from coterie.policies.replay import Replay
+from coterie.rollout.engines.packed import Folded, Last
+from coterie.rollout.engines.segments import Rows, Segments
+
+_WIDEST = 256
+"""Head that `native/decode.c` has room for."""
+_NOWHERE = Table(None, 0)
+
+
+class FusedStep:
+    """Each row's one token through all layers."""
+
+    def __init__(self, library: CDLL, llama: Llama) -> None:
+        self.library, self.llama = library, llama
+        self.seen: Sequence[object] | None = None
+        self.last: Last | None = None
+
+    def fits(self, layers: Sequence[Layer] | None) -> TypeGuard[Sequence[Folded]]:
+        """Whether all of these layers are such as `native/decode.c` computes."""
+        if layers is not self.seen:
+            fits = (
+                layers is not None and all(map(_fits, layers)) and self.llama.decoder.norm.weight.dtype == torch.float32
+            )
+            self.seen, self.last = layers, Last(self.llama.last) if fits else None
+        return self.last is not None
+
+    def __call__(self, layers: Sequence[Folded], ids: Tensor, positions: Tensor, states: Sequence[Rows]) -> Tensor:
+        """ids and positions [n] of the rows of all states -> last hidden states [n,H]."""
+        assert self.last is not None
+        library, kept, threads = self.library, replay.current(), torch.get_num_threads()
+        x = self.llama.decoder.embed_tokens(ids)
+        cos, sin = self.llama.angles(x.unsqueeze(0), positions.unsqueeze(0))
+        count, width = x.shape
+        inner, ends = torch.empty_like(x), None if kept is None else kept.lines()
+        line = pointer(ends)
+        attention = _Attention(library, threads, layers[0], states, cos.contiguous(), sin, ends)
+        y, below = None, _NOWHERE
+        for number, layer in enumerate(layers):
+            library.add_and_norm(
+                threads, count, width, x.data_ptr(), pointer(y), layer.units[0].size, inner.data_ptr(), below, line
+            )
+            found = attention(number, layer, layer.product.alone(inner), kept)
+            y = layer.out.alone(found)
+            table = _table(kept, layer.out.first)
+            library.add_and_norm(
+                threads, count, width, x.data_ptr(), y.data_ptr(), layer.units[1].size, inner.data_ptr(), table, line
+            )
+            mlp = layer.mlp
+            gate, up = mlp.gate.alone(inner), mlp.up.alone(inner)
+            tables = _table(kept, mlp.gate.first), _table(kept, mlp.up.first)
+            library.gated(threads, count, gate.shape[1], gate.data_ptr(), up.data_ptr(), *tables, line)
+            y, below = mlp.down.alone(gate), _table(kept, mlp.down.first)
+        library.add_and_norm(
+            threads, count, width, x.data_ptr(), pointer(y), self.last.unit.size, inner.data_ptr(), below, line
+        )
+        return inner.mul_(self.last.constant)
+
+
+def _fits(layer: Layer) -> bool:
+    return (
+        isinstance(layer, Folded)
+        and layer.head <= _WIDEST
+        and layer.rule.softcap is None
+        and layer.mlp.gates_by_silu
+        and all(width % 8 == 0 for width in (layer.head, layer.out.width, layer.mlp.gate.width))
+    )
+
+
+class _Attention:
+    """Of the rows of each state, against their own context: what is the same for all layers, and a call a layer."""
+
+    def __init__(
+        self,
+        library: CDLL,
+        threads: int,
+        layer: Folded,
+        states: Sequence[Rows],
+        cos: Tensor,
+        sin: Tensor,
+        ends: Tensor | None,
+    ) -> None:
+        self.library, self.threads, self.states = library, threads, states
+        heads, kv = layer.heads
+        self.found = cos.new_empty(len(cos), heads * layer.head)
+        queries, sums = torch.empty_like(self.found), cos.new_empty(2, len(cos), heads)
+        self.used = cos, sin, ends, queries, sums  # must live as long as their addresses are used
+        self.steps, first = [], 0
+        for state in states:
+            self.steps.append(
+                Step(
+                    rows=len(state),
+                    heads=heads,
+                    kv=kv,
+                    dim=layer.head,
+                    cos=cos[first:].data_ptr(),
+                    sin=sin[first:].data_ptr(),
+                    positions=state.positions.data_ptr(),
+                    used=state.used,
+                    late=pointer(state.late),
+                    queries=queries[first:].data_ptr(),
+                    top=sums[0, first:].data_ptr(),
+                    total=sums[1, first:].data_ptr(),
+                    out=self.found[first:].data_ptr(),
+                    line=None if ends is None else ends[first:].data_ptr(),
+                )
+            )
+            first += len(state)
+
+    def __call__(self, number: int, layer: Folded, made: Tensor, kept: Replay | None) -> Tensor:
+        """made [n, (heads + 2 kv) head] -> what attention found [n, heads * head], good until the next call."""
+        mine, width = made.data_ptr(), made.shape[1] * made.element_size()
+        for state, step in zip(self.states, self.steps, strict=True):
+            step.made, mine = mine, mine + len(state) * width
+            step.scaling, step.window = layer.rule.scaling, layer.rule.window or 0
+            if layer.factor is not None:
+                step.factor, step.floor = layer.factor.data_ptr(), layer.units[2].size
+            keys, values = state.room_for(number, layer.heads[1], layer.head, made)
+            step.keys, step.values = keys.data_ptr(), values.data_ptr()
+            step.row_stride, step.head_stride = keys.stride(0), keys.stride(1)
+            if kept is not None:
+                outs, sums = kept.targets_of_attention(number)
+                step.mades, step.outs, step.sums = _table(kept, layer.product.first), Table(*outs), Table(*sums)
+            levels = [_level(s, number) for s in state.shared]
+            self.library.attend(self.threads, byref(step), (Level * len(levels))(*levels), len(levels))
+        return self.found
+
+
+def _level(shared: Segments, layer: int) -> Level:
+    keys, values = shared.keys[layer], shared.values[layer]
+    members, first = shared.members()
+    return Level(
+        keys.data_ptr(),
+        values.data_ptr(),
+        len(shared.sizes),
+        keys.stride(0),
+        keys.stride(1),
+        shared.starts.data_ptr(),
+        shared.sizes.data_ptr(),
+        members.data_ptr(),
+        first.data_ptr(),
+    )
+
+
+def _table(kept: Replay | None, weight: Tensor) -> Table:
+    """Where the products of a weight are written down."""
+    target = None if kept is None else kept.target(weight)
+    return _NOWHERE if target is None else Table(*target)
