@@ -171,11 +171,17 @@ INLINE void score(const Packed *p, const Queries *x, const Seen *seen, int64_t a
     }
 }
 
+/* How many keys from a on are computed at once: none behind the last query. */
+INLINE int64_t block(const Seen *seen, int64_t a, int64_t highest) {
+    int64_t count = seen->count - a < BLOCK ? seen->count - a : BLOCK, ahead = highest - seen->from - a + 1;
+    return count < ahead ? count : ahead;
+}
+
 INLINE void forward(const Packed *p, Queries *x, const Seen *seen, int64_t lowest, int64_t highest, const int64_t dim) {
     v16 scores[BLOCK];
     for (int64_t a = 0; a < seen->count; a += BLOCK) {
-        int64_t count = seen->count - a < BLOCK ? seen->count - a : BLOCK;
-        if (seen->from + a > highest) break;
+        int64_t count = block(seen, a, highest);
+        if (count <= 0) break;
         if (p->window && lowest - (seen->from + a + count - 1) >= p->window) continue;
         score(p, x, seen, a, count, lowest, highest, dim, scores);
         v16 top = x->top;
@@ -196,8 +202,8 @@ INLINE void forward(const Packed *p, Queries *x, const Seen *seen, int64_t lowes
 INLINE void backward(const Packed *p, Queries *x, Seen *seen, int64_t lowest, int64_t highest, const int64_t dim) {
     v16 weights[BLOCK], slopes[BLOCK];
     for (int64_t a = 0; a < seen->count; a += BLOCK) {
-        int64_t count = seen->count - a < BLOCK ? seen->count - a : BLOCK;
-        if (seen->from + a > highest) break;
+        int64_t count = block(seen, a, highest);
+        if (count <= 0) break;
         if (p->window && lowest - (seen->from + a + count - 1) >= p->window) continue;
         score(p, x, seen, a, count, lowest, highest, dim, weights);
         products(x->dout, seen->values + a * dim, count, dim, slopes);
