@@ -12,6 +12,7 @@ import tempfile
 from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -65,11 +66,11 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(_built(compiler)))
     except (OSError, subprocess.SubprocessError):
         return None
-    table = (Table, Table, c_void_p)
+    table: list[Any] = [Table, Table, c_void_p]
     loaded.add_and_norm.argtypes = [c_int, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, Table, c_void_p]
     loaded.gated.argtypes = [c_int, c_int64, c_int64, c_void_p, c_void_p, *table]
     loaded.attend.argtypes = [c_int, POINTER(Step), POINTER(Level), c_int64]
-    one = [c_int, c_int64, c_int64, c_int64]
+    one: list[Any] = [c_int, c_int64, c_int64, c_int64]
     loaded.norm.argtypes = [*one, c_void_p, c_void_p, c_float, c_void_p, c_void_p]
     loaded.norm_backward.argtypes = [*one, *[c_void_p] * 6]
     turns = [*one, c_int64, c_void_p, c_void_p]

@@ -32,8 +32,9 @@ static inline v16 exp16(v16 x) {
     return x;
 }
 
-/* n groups in slots of their own: prompts [n,prefix] from slot `start`, then completions [n,rows,length]. */
-typedef struct { int64_t start, groups, prefix, rows, length; const int64_t *sizes; } Bundle;
+/* n groups in slots of their own: prompts [n,prefix] from slot `start`, then completions [n,rows,length]. Those from
+ * `first` on, before `last`, are computed. */
+typedef struct { int64_t start, groups, prefix, rows, length, first, last; const int64_t *sizes; } Bundle;
 
 /* Tokens [L]: q, out, grad and dq [L,heads,dim], k, v, dk and dv [L,kv,dim], lines of q, k and v of their strides. */
 typedef struct {
@@ -330,19 +331,19 @@ static void sum_up(const Packed *p, const Bundle *b, int64_t group, int64_t head
     }
 }
 
-/* Floats to work in for each thread, and with a backward pass for what the tasks of a bundle find. */
+/* Floats to work in for each thread, and with a backward pass for what the tasks of a group find. */
 int64_t two_part_room(const Packed *p, const Bundle *b) {
     return (2 * b->prefix + 4 * b->length) * p->dim;
 }
 
 int64_t two_part_found(const Packed *p, const Bundle *b) {
-    return p->backward ? b->groups * p->kv * tasks_of(b) * 2 * b->prefix * p->dim : 0;
+    return p->backward ? p->kv * tasks_of(b) * 2 * b->prefix * p->dim : 0;
 }
 
-/* room: `two_part_room` for each thread; found: `two_part_found`. */
+/* room: `two_part_room` for each thread; found: `two_part_found` for each group. */
 void two_part(int threads, const Packed *p, const Bundle *b, float *room, float *found) {
     int tasks = tasks_of(b);
-    int64_t all = b->groups * p->kv * tasks, each = 2 * b->prefix * p->dim, mine = two_part_room(p, b);
+    int64_t pairs = (b->last - b->first) * p->kv, all = pairs * tasks, each = 2 * b->prefix * p->dim, mine = two_part_room(p, b);
     #pragma omp parallel num_threads(threads)
     {
 #ifdef _OPENMP
@@ -354,12 +355,12 @@ void two_part(int threads, const Packed *p, const Bundle *b, float *room, float 
         #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < all; i++) {
             int64_t pair = i / tasks;
-            task(p, b, pair / p->kv, pair % p->kv, (int)(i % tasks), p->backward ? found + i * each : NULL, own);
+            task(p, b, b->first + pair / p->kv, pair % p->kv, (int)(i % tasks), p->backward ? found + i * each : NULL, own);
         }
         if (p->backward) {
             #pragma omp for schedule(static)
-            for (int64_t pair = 0; pair < b->groups * p->kv; pair++)
-                sum_up(p, b, pair / p->kv, pair % p->kv, tasks, found + pair * tasks * each);
+            for (int64_t pair = 0; pair < pairs; pair++)
+                sum_up(p, b, b->first + pair / p->kv, pair % p->kv, tasks, found + pair * tasks * each);
         }
     }
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, byref, c_float, c_int, c_int64, c_void_p
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from coterie.policies.two_part import Layout
 
 _WIDEST = 128
-_MOST = 2**27
-"""Floats to work in, at the most (512 MiB)."""
+_MOST = 2**24
+"""Floats in which the gradients of prompts' keys and values wait for their sum."""
 
 
 class Bundle(ctypes.Structure):
     _fields_ = (
         ("start", c_int64), ("groups", c_int64), ("prefix", c_int64), ("rows", c_int64), ("length", c_int64),
-        ("sizes", c_void_p),
+        ("first", c_int64), ("last", c_int64), ("sizes", c_void_p),
     )  # fmt: skip
 
 
@@ -35,6 +35,13 @@ class Packed(ctypes.Structure):
         ("dq", c_void_p), ("dk", c_void_p), ("dv", c_void_p),
         ("scaling", c_float), ("window", c_int64), ("token", c_void_p), ("real", c_void_p), ("backward", c_int),
     )  # fmt: skip
+
+
+def computes(config: Any, model: Any) -> bool:
+    """Whether the attention of a model of this config is computed here, so that padding in a layout costs nothing."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    fits = width % 16 == 0 and width <= _WIDEST and not getattr(config, "attn_logit_softcapping", None)
+    return library() is not None and fits and model.device.type == "cpu" and model.dtype == torch.float32
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> bool:
@@ -97,15 +104,19 @@ def _run(packed: Packed, layout: Layout, like: Tensor) -> None:
     do, threads = library(), torch.get_num_threads()
     assert do is not None
     for bundle in layout.bundles:
-        b = Bundle(bundle.start, bundle.groups, bundle.prefix, bundle.rows, bundle.length, bundle.sizes.data_ptr())
-        room, found = do.two_part_room(byref(packed), byref(b)), do.two_part_found(byref(packed), byref(b))
-        some, more = like.new_empty(room * threads), like.new_empty(found)
-        do.two_part(threads, byref(packed), byref(b), some.data_ptr(), more.data_ptr())
+        n, sizes = bundle.groups, bundle.sizes.data_ptr()
+        b = Bundle(bundle.start, n, bundle.prefix, bundle.rows, bundle.length, 0, n, sizes)
+        room, each = do.two_part_room(byref(packed), byref(b)), do.two_part_found(byref(packed), byref(b))
+        some = max(1, min(n, _MOST // max(each, 1)))  # groups at once
+        work, found = like.new_empty(room * threads), like.new_empty(each * some)
+        for b.first in range(0, n, some):
+            b.last = min(b.first + some, n)
+            do.two_part(threads, byref(packed), byref(b), work.data_ptr(), found.data_ptr())
 
 
 def declare(do: ctypes.CDLL) -> None:
     """The types of the functions."""
-    both = [POINTER(Packed), POINTER(Bundle)]
+    both: list[Any] = [POINTER(Packed), POINTER(Bundle)]
     do.two_part_room.argtypes = do.two_part_found.argtypes = both
     do.two_part_room.restype = do.two_part_found.restype = c_int64
     do.two_part.argtypes, do.two_part.restype = [c_int, *both, c_void_p, c_void_p], None

@@ -13,8 +13,15 @@
 typedef struct { float *rows; int64_t stride; } Table;
 
 static inline void keep(Table table, const int64_t *line, int64_t i, const float *x, int64_t width) {
-    if (table.rows && (!line || line[i] >= 0))
-        memcpy(table.rows + (line ? line[i] : i) * table.stride, x, width * sizeof(float));
+    if (!table.rows || (line && line[i] < 0)) return;
+    float *to = table.rows + (line ? line[i] : i) * table.stride;
+#ifdef __AVX__ /* past the caches: nobody reads it before the update */
+    if ((uintptr_t)to % 32 == 0 && width % 8 == 0) {
+        for (int64_t d = 0; d < width; d += LANES) __builtin_ia32_movntps256(to + d, load(x + d));
+        return;
+    }
+#endif
+    memcpy(to, x, width * sizeof(float));
 }
 
 /* x += y, where there is a y, which is kept; inner = x over its norm. x, y and inner [n,width]. */
@@ -98,37 +105,41 @@ static inline void enter(const Step *s, int64_t row) {
         memcpy(s->values + row * s->row_stride + k * s->head_stride + s->used * s->dim, made, s->dim * sizeof(float));
 }
 
+#define INLINE static inline __attribute__((always_inline))
+
 /* A query and the row's own tokens: the first of what is summed up over all it sees. */
-static inline void own(const Step *s, int64_t row, int64_t head) {
-    int64_t dim = s->dim, at = row * s->row_stride + head / (s->heads / s->kv) * s->head_stride;
+INLINE void own(const Step *s, int64_t row, int64_t head, const int64_t dim) {
+    int64_t at = row * s->row_stride + head / (s->heads / s->kv) * s->head_stride;
     int64_t from = s->late ? s->late[row] : 0, place = row * s->heads + head;
     if (s->window && s->used + 1 - s->window > from) from = s->used + 1 - s->window;
     const float *q = s->queries + place * dim;
-    float *out = s->out + place * dim, top = -INFINITY, total = 0, weights[KEYS + LANES];
+    float *out = s->out + place * dim, top = -INFINITY, total = 0, weights[KEYS];
     memset(out, 0, dim * sizeof(float));
     for (int64_t a = from; a <= s->used; a += KEYS) {
         int64_t count = s->used + 1 - a < KEYS ? s->used + 1 - a : KEYS;
+        const float *keys = s->keys + at + a * dim, *values = s->values + at + a * dim;
         float highest = top;
         for (int64_t j = 0; j < count; j++) {
-            const float *k = s->keys + at + (a + j) * dim;
             v8 sum = all(0.0f);
-            for (int64_t d = 0; d < dim; d += LANES) sum += load(q + d) * load(k + d);
+            for (int64_t d = 0; d < dim; d += LANES) sum += load(q + d) * load(keys + j * dim + d);
             weights[j] = sum_of(sum);
             if (!(weights[j] <= highest)) highest = weights[j];
         }
         float before = exp_of(all(top - highest))[0];
         total *= before;
-        for (int64_t d = 0; d < dim; d++) out[d] *= before;
         for (int64_t j = count; j % LANES; j++) weights[j] = -INFINITY;
         for (int64_t j = 0; j < count; j += LANES) {
             v8 w = exp_of(load(weights + j) - all(highest));
             store(weights + j, w);
             total += sum_of(w);
         }
-        for (int64_t j = 0; j < count; j++) {
-            const float *v = s->values + at + (a + j) * dim;
-            v8 w = all(weights[j]);
-            for (int64_t d = 0; d < dim; d += LANES) store(out + d, load(out + d) + w * load(v + d));
+        for (int64_t d = 0; d < dim; d += 8 * LANES) {
+            int64_t wide = dim - d < 8 * LANES ? dim - d : 8 * LANES;
+            v8 sum[8];
+            for (int64_t i = 0; i < wide / LANES; i++) sum[i] = load(out + d + i * LANES) * before;
+            for (int64_t j = 0; j < count; j++)
+                for (int64_t i = 0; i < wide / LANES; i++) sum[i] += load(values + j * dim + d + i * LANES) * weights[j];
+            for (int64_t i = 0; i < wide / LANES; i++) store(out + d + i * LANES, sum[i]);
         }
         top = highest;
     }
@@ -136,8 +147,18 @@ static inline void own(const Step *s, int64_t row, int64_t head) {
     s->total[place] = total;
 }
 
+static void all_own(const Step *s, int64_t row) {
+    for (int64_t head = 0; head < s->heads; head++) switch (s->dim) {
+        case 16: own(s, row, head, 16); break;
+        case 32: own(s, row, head, 32); break;
+        case 64: own(s, row, head, 64); break;
+        case 128: own(s, row, head, 128); break;
+        default: own(s, row, head, s->dim);
+        }
+}
+
 /* Up to eight queries, a lane each, of one head of the keys, and the keys of a stretch. */
-static inline __attribute__((always_inline)) void meet(
+INLINE void meet(
     const Step *s, const float *keys, const float *values, int64_t size, const int64_t *place, const int64_t *from,
     int lanes, const int64_t dim) {
     v8 q[WIDEST], scores[KEYS], top, total;
@@ -239,7 +260,7 @@ void attend(int threads, const Step *s, const Level *levels, int64_t depth) {
         #pragma omp for schedule(static)
         for (int64_t row = 0; row < s->rows; row++) {
             enter(s, row);
-            for (int64_t head = 0; head < s->heads; head++) own(s, row, head);
+            all_own(s, row);
         }
         for (int64_t i = 0; i < depth; i++) {
             #pragma omp for schedule(static)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -99,7 +101,7 @@ def _pieces(x: Tensor, width: int) -> Tensor:
     return x.new_empty(-(-len(x) // PIECE), width)
 
 
-def _do():  # type: ignore[no-untyped-def]
+def _do() -> Any:
     return library()
 
 

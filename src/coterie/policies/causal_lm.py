@@ -349,7 +349,7 @@ class CausalLM(TransformersPolicy):
     ) -> tuple[Tensor, Twins | None]:
         """The hidden states [N,H] that predict the decisions, in row-major order of `mask`; of twins only the first."""
         if self._shared is not None and self.shares_prefix and len(groups) > len(groups.unique()) and mask.any():
-            packed = pack_groups(prompts, groups, tokens, mask, branch)
+            packed = pack_groups(prompts, groups, tokens, mask, branch, self._shared.ragged)
             learns = torch.is_grad_enabled() and not self.model.training
             place = (prompts, groups, tokens, mask, packed.at, packed.ids.shape[1])
             if not learns or (found := self.kept.find(*place)) is None:

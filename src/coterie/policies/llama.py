@@ -249,7 +249,8 @@ class _Head(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dweight = native.head_backward(*ctx.saved_tensors, grad.contiguous(), ctx.needs_input_grad[2])
+        x, weight, scale, cos, sin = ctx.saved_tensors
+        dx, dweight = native.head_backward(x, weight, scale, cos, sin, grad.contiguous(), ctx.needs_input_grad[2])
         return dx, None, dweight, None, None, None
 
 

@@ -77,12 +77,19 @@ class PackedGroups(NamedTuple):
 
 
 def pack_groups(
-    prompts: Sequence[Sequence[int]], groups: Tensor, tokens: Tensor, mask: Tensor, branch: Tensor | None = None
+    prompts: Sequence[Sequence[int]],
+    groups: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    branch: Tensor | None = None,
+    ragged: bool = False,
 ) -> PackedGroups:
     """Lay each group's prompt and then its completions in one row. groups [B], tokens and mask [B,T] -> PackedGroups.
 
     What is fed and what is context is as in `pack`. Rows without a decision, and groups without such rows, are left
     out. Groups of similar prompt lengths stand together, so that attention computes several at once.
+
+    `ragged`: attention passes over padding by itself, so groups of any lengths stand together.
 
     `branch` [B] says at which token a row was forked from another of its group (less than 1: at none). What rows have
     in common up to a fork stands once. That is found from the tokens, so a wrong fork cannot give wrong values.
@@ -103,7 +110,7 @@ def pack_groups(
         else:
             families.append(_Family(group, len(prompts[group]), rows, 0, [([r], int(fed[r])) for r in rows]))
     limit = 2**21 if device.type == "cpu" else 2**26
-    together = _bundles(families, limit) if forked else _cut(families, limit)
+    together = _bundles(families, limit) if forked else [families] if ragged else _cut(families, limit)
     line = _Line()
     bundles: list[Bundle] = []
     place = np.zeros(words.shape, dtype=np.int64)  # what predicts each decision: the token before it

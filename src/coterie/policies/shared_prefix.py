@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.native import attention as native
 from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule, attending, current, register
 from coterie.policies.llama import Llama
@@ -61,6 +62,11 @@ class SharedPrefix:
             self.llama = Llama(self.decoder)
             if not self._agrees():
                 self.llama = None
+
+    @property
+    def ragged(self) -> bool:
+        """Whether padding between groups costs nothing (see `pack_groups`)."""
+        return self.llama is not None and native.computes(self.config, self.decoder)
 
     @property
     def decoder(self) -> Any:

@@ -93,7 +93,7 @@ class SharedDecoder:
         device = self.shared.split.model.device
         each = torch.arange(len(prompts), device=device)
         nothing = torch.zeros(len(prompts), 1, dtype=torch.int64, device=device)
-        packed = pack_groups(prompts, each, nothing, nothing == 0)
+        packed = pack_groups(prompts, each, nothing, nothing == 0, ragged=self.shared.ragged)
         attention = _Prefill(packed, torch.tensor([len(p) for p in prompts], device=device))
         if (kept := replay.current()) is not None:
             kept.encode(prompts, packed.at, packed.ids.shape[1])

@@ -21,6 +21,8 @@ from coterie.rollout.engines.segments import Rows, Segments
 
 _WIDEST = 256
 """Head that `native/decode.c` has room for."""
+_ANGLES = 256
+"""Positions whose angles are worked out at once, at the least."""
 _NOWHERE = Table(None, 0)
 
 
@@ -31,6 +33,7 @@ class FusedStep:
         self.library, self.llama = library, llama
         self.seen: Sequence[object] | None = None
         self.last: Last | None = None
+        self.angles: tuple[Tensor, Tensor] | None = None
 
     def fits(self, layers: Sequence[Layer] | None) -> TypeGuard[Sequence[Folded]]:
         """Whether all of these layers are such as `native/decode.c` computes."""
@@ -41,12 +44,22 @@ class FusedStep:
             self.seen, self.last = layers, Last(self.llama.last) if fits else None
         return self.last is not None
 
+    def _angles(self, x: Tensor, positions: Tensor, furthest: int) -> tuple[Tensor, Tensor]:
+        """Those of positions [n], none beyond `furthest`: [n,1,D] each."""
+        if self.llama.decoder.rotary_emb.rope_type != "default":  # others may depend on how far a call reaches
+            return self.llama.angles(x.unsqueeze(0), positions.unsqueeze(0))
+        if self.angles is None or len(self.angles[0]) <= furthest:
+            every = torch.arange(2 * furthest + _ANGLES, device=x.device).unsqueeze(0)
+            self.angles = self.llama.angles(x.unsqueeze(0), every)
+        cos, sin = self.angles
+        return cos.index_select(0, positions), sin.index_select(0, positions)
+
     def __call__(self, layers: Sequence[Folded], ids: Tensor, positions: Tensor, states: Sequence[Rows]) -> Tensor:
         """ids and positions [n] of the rows of all states -> last hidden states [n,H]."""
         assert self.last is not None
         library, kept, threads = self.library, replay.current(), torch.get_num_threads()
         x = self.llama.decoder.embed_tokens(ids)
-        cos, sin = self.llama.angles(x.unsqueeze(0), positions.unsqueeze(0))
+        cos, sin = self._angles(x, positions, max(state.furthest for state in states))
         count, width = x.shape
         inner, ends = torch.empty_like(x), None if kept is None else kept.lines()
         line = pointer(ends)

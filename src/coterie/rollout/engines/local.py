@@ -26,6 +26,8 @@ from coterie.rollouts import Sampling
 _WORTH_MOVING = 8
 """Finished rows leave their cohort, and waiting ones are let in, once they are an eighth of it or of the batch: moving
 rows costs about as much as a step does."""
+_AT_ONCE = 2**20
+"""Random numbers that are made before they are needed, at the most."""
 
 
 @dataclass
@@ -44,6 +46,9 @@ class _Call:
     stopped: Tensor
     ended: Tensor
     entropy: Tensor | None
+    forbidden: Tensor
+    uniforms: Tensor | None
+    """[B,T], where they are few enough to be made at once."""
 
 
 @dataclass
@@ -188,7 +193,11 @@ class LocalEngine:
             torch.zeros(len(seeds), dtype=torch.bool, device=device),
             torch.zeros(len(seeds), dtype=torch.bool, device=device),
             torch.zeros(shape, dtype=_float(self.model.dtype), device=device) if entropy else None,
+            torch.tensor(self.forbid, dtype=torch.int64, device=device),
+            None,
         )
+        if shape[0] * shape[1] <= _AT_ONCE:
+            call.uniforms = uniform(call.seeds.unsqueeze(-1), torch.arange(shape[1], device=device))
         kept = self._replay(prompts, len(seeds), max(limit))
         with torch.inference_mode(), evaluating(self.model), nullcontext() if kept is None else kept.writing():
             waiting = [_Waiting(p, rows, max(limit[i] for i in rows)) for p, rows in prompts.items()]
@@ -301,8 +310,12 @@ class LocalEngine:
     def _sample(self, logits: Tensor, call: _Call, rows: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Draw position `place` of `rows`, one spec's rows at a time."""
         if self.forbid:
-            logits = widen(logits).index_fill(-1, torch.tensor(self.forbid, device=logits.device), float("-inf"))
-        uniforms = uniform(call.seeds[rows], place)
+            logits = widen(logits).index_fill(-1, call.forbidden, float("-inf"))
+        uniforms = (
+            uniform(call.seeds[rows], place)
+            if call.uniforms is None
+            else call.uniforms[rows, place.clamp_max(call.uniforms.shape[1] - 1)]
+        )
         wanted = call.entropy is not None
         if len(call.specs) == 1:
             return draw(logits, call.specs[0], uniforms, entropy=wanted)
