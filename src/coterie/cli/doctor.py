@@ -49,6 +49,8 @@ def examine(model: str | None, as_json: bool) -> None:
 def _environment() -> list[tuple[str, bool | None, str]]:
     import torch
 
+    from coterie import native
+
     checks: list[tuple[str, bool | None, str]] = [("python", True, platform.python_version())]
     for name in CORE:
         found = importlib.util.find_spec(name.replace("-", "_")) is not None
@@ -60,6 +62,9 @@ def _environment() -> list[tuple[str, bool | None, str]]:
     checks.append(
         ("devices", True, f"{gpus} CUDA, {os.cpu_count()} CPU cores, {torch.get_num_threads()} torch threads")
     )
+    missing = native.missing()
+    told = "built" if missing is None else f"torch computes instead, slower on a CPU: {missing}"
+    checks.append(("compiled functions", True if missing is None else None, told))
     checks.append(("sandbox", *_sandbox()))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     checks.append(("disk", free > 2, f"{free:.1f} GiB free here"))

@@ -56,16 +56,34 @@ class Step(ctypes.Structure):
     )  # fmt: skip
 
 
-@cache
 def library() -> ctypes.CDLL | None:
-    """The functions, None where they cannot be had: no compiler, or one that does not know what the code needs."""
+    """The functions, None where they cannot be had."""
+    return _loaded()[0]
+
+
+def missing() -> str | None:
+    """Why there are none: no compiler, one that does not know what the code needs, or the user's wish."""
+    return _loaded()[1]
+
+
+@cache
+def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
+    if os.environ.get("COTERIE_NATIVE") == "0":
+        return None, "COTERIE_NATIVE=0"
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        return None
+        return None, "there is no C compiler (cc, gcc or clang)"
     try:
-        loaded = ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return _declared(ctypes.CDLL(str(_built(compiler)))), None
+    except subprocess.CalledProcessError as error:
+        told = error.stderr.decode(errors="replace").strip().splitlines()
+        return None, f"{compiler} fails: {told[0] if told else error.returncode}"
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, str(error)
+
+
+def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    """With the types of its functions."""
     table: list[Any] = [Table, Table, c_void_p]
     loaded.add_and_norm.argtypes = [c_int, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, Table, c_void_p]
     loaded.gated.argtypes = [c_int, c_int64, c_int64, c_void_p, c_void_p, *table]

@@ -7,30 +7,10 @@
 
 #include <stdlib.h>
 
-#include "vectors.h"
+#include "lanes.h"
 
-#define WIDE 16
 #define BLOCK 64 /* keys */
 #define ROWS 8   /* completions of a task */
-#define WIDEST 128 /* head */
-
-typedef float v16 __attribute__((vector_size(64)));
-typedef float v16u __attribute__((vector_size(64), aligned(4)));
-typedef int32_t i16 __attribute__((vector_size(64)));
-
-static inline v16 load16(const float *p) { return *(const v16u *)p; }
-static inline void store16(float *p, v16 x) { *(v16u *)p = x; }
-static inline v16 all16(float x) { return (v16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-static inline v16 pick16(i16 which, v16 a, v16 b) { return (v16)((which & (i16)a) | (~which & (i16)b)); }
-
-static inline v16 exp16(v16 x) {
-    v8 half[2];
-    memcpy(half, &x, sizeof x);
-    half[0] = exp_of(half[0]);
-    half[1] = exp_of(half[1]);
-    memcpy(&x, half, sizeof x);
-    return x;
-}
 
 /* n groups in slots of their own: prompts [n,prefix] from slot `start`, then completions [n,rows,length]. Those from
  * `first` on, before `last`, are computed. */
@@ -78,49 +58,6 @@ typedef struct {
     float rows[WIDE][WIDEST], sums[WIDE][WIDEST]; /* queries; what was found, or its gradient */
     i16 position;
 } Queries;
-
-#define INLINE static inline __attribute__((always_inline))
-
-/* result[j] = the products of lanes x with rows y [count,dim] */
-INLINE void products(const v16 *x, const float *y, int64_t count, const int64_t dim, v16 *result) {
-    int64_t j = 0;
-    for (; j + 8 <= count; j += 8) {
-        v16 sum[8] = {0};
-        for (int64_t d = 0; d < dim; d++)
-            for (int i = 0; i < 8; i++) sum[i] += x[d] * y[(j + i) * dim + d];
-        for (int i = 0; i < 8; i++) result[j + i] = sum[i];
-    }
-    for (; j < count; j++) {
-        v16 sum = all16(0.0f);
-        for (int64_t d = 0; d < dim; d++) sum += x[d] * y[j * dim + d];
-        result[j] = sum;
-    }
-}
-
-/* rows[l] += sum over j of weights[j][l] y[j]: y [count,dim], rows [16][WIDEST] */
-INLINE void mix(const v16 *weights, const float *y, int64_t count, const int64_t dim, float (*rows)[WIDEST]) {
-    const float *w = (const float *)weights;
-    for (int l = 0; l < WIDE; l += 4)
-        for (int64_t d = 0; d < dim; d += 32) {
-            int both = d + 16 < dim;
-            v16 sum[4][2];
-            for (int i = 0; i < 4; i++) {
-                sum[i][0] = load16(rows[l + i] + d);
-                sum[i][1] = both ? load16(rows[l + i] + d + 16) : sum[i][0];
-            }
-            for (int64_t j = 0; j < count; j++) {
-                v16 a = load16(y + j * dim + d), b = both ? load16(y + j * dim + d + 16) : a;
-                for (int i = 0; i < 4; i++) {
-                    sum[i][0] += a * w[j * WIDE + l + i];
-                    sum[i][1] += b * w[j * WIDE + l + i];
-                }
-            }
-            for (int i = 0; i < 4; i++) {
-                store16(rows[l + i] + d, sum[i][0]);
-                if (both) store16(rows[l + i] + d + 16, sum[i][1]);
-            }
-        }
-}
 
 /* y[j] += sum over l of weights[j][l] rows[l]: the lanes' share in the gradient of y [count,dim] */
 INLINE void spread(const v16 *weights, float (*rows)[WIDEST], int64_t count, const int64_t dim, float *y) {
@@ -195,7 +132,7 @@ INLINE void forward(const Packed *p, Queries *x, const Seen *seen, int64_t lowes
         }
         for (int l = 0; l < WIDE; l++)
             for (int64_t d = 0; d < dim; d += 16) store16(x->sums[l] + d, load16(x->sums[l] + d) * before[l]);
-        mix(scores, seen->values + a * dim, count, dim, x->sums);
+        mix(scores, seen->values + a * dim, count, dim, WIDE, x->sums);
         x->top = top;
     }
 }

@@ -4,10 +4,9 @@
  * Products that are kept for the update (`coterie.policies.replay`) are written down in the same pass: row i goes to
  * line line[i] of a table, to none where that is negative or `line` is null. */
 
-#include "vectors.h"
+#include "lanes.h"
 
 #define KEYS 256 /* that are scored at once */
-#define WIDEST 256 /* head */
 
 /* A table of lines of `stride` floats; `rows` is null where nothing is kept. */
 typedef struct { float *rows; int64_t stride; } Table;
@@ -105,8 +104,6 @@ static inline void enter(const Step *s, int64_t row) {
         memcpy(s->values + row * s->row_stride + k * s->head_stride + s->used * s->dim, made, s->dim * sizeof(float));
 }
 
-#define INLINE static inline __attribute__((always_inline))
-
 /* A query and the row's own tokens: the first of what is summed up over all it sees. */
 INLINE void own(const Step *s, int64_t row, int64_t head, const int64_t dim) {
     int64_t at = row * s->row_stride + head / (s->heads / s->kv) * s->head_stride;
@@ -157,69 +154,38 @@ static void all_own(const Step *s, int64_t row) {
         }
 }
 
-/* Up to eight queries, a lane each, of one head of the keys, and the keys of a stretch. */
-INLINE void meet(
-    const Step *s, const float *keys, const float *values, int64_t size, const int64_t *place, const int64_t *from,
-    int lanes, const int64_t dim) {
-    v8 q[WIDEST], scores[KEYS], top, total;
-    float out[LANES][WIDEST] __attribute__((aligned(32)));
-    int64_t first = size;
-    for (int l = 0; l < LANES; l++) {
+/* Up to sixteen queries of one head of the keys, and the keys of a stretch: those from `from` on are seen. */
+INLINE void meet(const Step *s, const float *keys, const float *values, int64_t size, const int64_t *place,
+                 const int32_t *from, int lanes, const int64_t dim) {
+    v16 q[WIDEST], scores[KEYS], top, total;
+    float out[WIDE][WIDEST];
+    int64_t lowest = size;
+    i16 begin;
+    for (int l = 0; l < WIDE; l++) {
         int64_t at = place[l < lanes ? l : 0];
         for (int64_t d = 0; d < dim; d++) q[d][l] = s->queries[at * dim + d];
         memcpy(out[l], s->out + at * dim, dim * sizeof(float));
         top[l] = s->top[at];
         total[l] = s->total[at];
-        if (from[l] < first) first = from[l];
+        begin[l] = from[l < lanes ? l : 0];
+        if (begin[l] < lowest) lowest = begin[l];
     }
-    for (int64_t a = first; a < size; a += KEYS) {
-        int64_t count = size - a < KEYS ? size - a : KEYS, j = 0;
-        const float *k = keys + a * dim, *v = values + a * dim;
-        v8 highest = top;
-        for (; j + 8 <= count; j += 8) {
-            v8 sum[8] = {0};
-            for (int64_t d = 0; d < dim; d++)
-                for (int i = 0; i < 8; i++) sum[i] += q[d] * k[(j + i) * dim + d];
-            for (int i = 0; i < 8; i++) scores[j + i] = sum[i];
-        }
-        for (; j < count; j++) {
-            v8 sum = all(0.0f);
-            for (int64_t d = 0; d < dim; d++) sum += q[d] * k[j * dim + d];
-            scores[j] = sum;
-        }
-        if (s->window)
-            for (j = 0; j < count; j++)
-                for (int l = 0; l < LANES; l++)
-                    if (a + j < from[l]) scores[j][l] = -INFINITY;
-        for (j = 0; j < count; j++) highest = pick(scores[j] <= highest, highest, scores[j]);
-        v8 before = exp_of(top - highest);
+    for (int64_t a = lowest; a < size; a += KEYS) {
+        int64_t count = size - a < KEYS ? size - a : KEYS;
+        products(q, keys + a * dim, count, dim, scores);
+        for (int64_t j = 0; s->window && j < count; j++)
+            scores[j] = pick16(begin > (int32_t)(a + j), all16(-INFINITY), scores[j]);
+        v16 highest = top;
+        for (int64_t j = 0; j < count; j++) highest = pick16(scores[j] <= highest, highest, scores[j]);
+        v16 before = exp16(top - highest);
         total *= before;
-        for (j = 0; j < count; j++) {
-            scores[j] = exp_of(scores[j] - highest);
+        for (int64_t j = 0; j < count; j++) {
+            scores[j] = exp16(scores[j] - highest);
             total += scores[j];
         }
-        for (int l = 0; l < LANES; l += 4) {
-            v8 sum[4][2];
-            for (int64_t d = 0; d < dim; d += 16) {
-                int wide = d + 8 < dim;
-                for (int i = 0; i < 4; i++) {
-                    sum[i][0] = load(out[l + i] + d) * before[l + i];
-                    sum[i][1] = wide ? load(out[l + i] + d + 8) * before[l + i] : all(0.0f);
-                }
-                for (j = 0; j < count; j++) {
-                    v8 x = load(v + j * dim + d), y = wide ? load(v + j * dim + d + 8) : x;
-                    for (int i = 0; i < 4; i++) {
-                        v8 w = all(scores[j][l + i]);
-                        sum[i][0] += w * x;
-                        sum[i][1] += w * y;
-                    }
-                }
-                for (int i = 0; i < 4; i++) {
-                    store(out[l + i] + d, sum[i][0]);
-                    if (wide) store(out[l + i] + d + 8, sum[i][1]);
-                }
-            }
-        }
+        for (int l = 0; l < lanes; l++)
+            for (int64_t d = 0; d < dim; d += LANES) store(out[l] + d, load(out[l] + d) * before[l]);
+        mix(scores, values + a * dim, count, dim, lanes, out);
         top = highest;
     }
     for (int l = 0; l < lanes; l++) {
@@ -233,14 +199,15 @@ static void stretch(const Step *s, const Level *level, int64_t number, int64_t k
     int64_t each = s->heads / s->kv, first = level->first[number], count = level->first[number + 1] - first;
     const float *keys = level->keys + number * level->stretch_stride + k * level->head_stride;
     const float *values = level->values + number * level->stretch_stride + k * level->head_stride;
-    for (int64_t a = 0; a < count * each; a += LANES) {
-        int64_t place[LANES], from[LANES];
-        int lanes = count * each - a < LANES ? (int)(count * each - a) : LANES;
-        for (int l = 0; l < LANES; l++) {
-            int64_t query = a + (l < lanes ? l : 0), row = level->members[first + query / each];
+    for (int64_t a = 0; a < count * each; a += WIDE) {
+        int64_t place[WIDE];
+        int32_t from[WIDE];
+        int lanes = count * each - a < WIDE ? (int)(count * each - a) : WIDE;
+        for (int l = 0; l < lanes; l++) {
+            int64_t row = level->members[first + (a + l) / each];
             int64_t reach = s->window ? s->positions[row] + 1 - s->window - level->starts[number] : 0;
-            place[l] = row * s->heads + k * each + query % each;
-            from[l] = reach < 0 ? 0 : reach;
+            place[l] = row * s->heads + k * each + (a + l) % each;
+            from[l] = reach < 0 ? 0 : (int32_t)reach;
         }
         int64_t size = level->sizes[number];
         switch (s->dim) {

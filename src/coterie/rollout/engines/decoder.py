@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from coterie import native
 from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule
 from coterie.policies.packing import PackedGroups, pack_groups
@@ -63,8 +62,7 @@ class SharedDecoder:
         self.fused: FusedStep | None = None
         if compiled is None and shared.llama is not None:
             self.layers = PackedWeights(shared.llama)
-            if (library := native.library()) is not None:
-                self.fused = FusedStep(library, shared.llama)
+            self.fused = FusedStep(shared.llama)
         self.memory: Memory | None = None
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Rows:

@@ -12,6 +12,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from coterie import native
 from coterie.native import Level, Step, Table, pointer
 from coterie.policies import replay
 from coterie.policies.llama import Layer, Llama
@@ -19,7 +20,7 @@ from coterie.policies.replay import Replay
 from coterie.rollout.engines.packed import Folded, Last
 from coterie.rollout.engines.segments import Rows, Segments
 
-_WIDEST = 256
+_WIDEST = 128
 """Head that `native/decode.c` has room for."""
 _ANGLES = 256
 """Positions whose angles are worked out at once, at the least."""
@@ -29,8 +30,8 @@ _NOWHERE = Table(None, 0)
 class FusedStep:
     """Each row's one token through all layers."""
 
-    def __init__(self, library: CDLL, llama: Llama) -> None:
-        self.library, self.llama = library, llama
+    def __init__(self, llama: Llama) -> None:
+        self.llama = llama
         self.seen: Sequence[object] | None = None
         self.last: Last | None = None
         self.angles: tuple[Tensor, Tensor] | None = None
@@ -39,7 +40,10 @@ class FusedStep:
         """Whether all of these layers are such as `native/decode.c` computes."""
         if layers is not self.seen:
             fits = (
-                layers is not None and all(map(_fits, layers)) and self.llama.decoder.norm.weight.dtype == torch.float32
+                native.library() is not None
+                and layers is not None
+                and all(map(_fits, layers))
+                and self.llama.decoder.norm.weight.dtype == torch.float32
             )
             self.seen, self.last = layers, Last(self.llama.last) if fits else None
         return self.last is not None
@@ -56,8 +60,8 @@ class FusedStep:
 
     def __call__(self, layers: Sequence[Folded], ids: Tensor, positions: Tensor, states: Sequence[Rows]) -> Tensor:
         """ids and positions [n] of the rows of all states -> last hidden states [n,H]."""
-        assert self.last is not None
-        library, kept, threads = self.library, replay.current(), torch.get_num_threads()
+        library, kept, threads = native.library(), replay.current(), torch.get_num_threads()
+        assert library is not None and self.last is not None
         x = self.llama.decoder.embed_tokens(ids)
         cos, sin = self._angles(x, positions, max(state.furthest for state in states))
         count, width = x.shape
@@ -67,13 +71,13 @@ class FusedStep:
         y, below = None, _NOWHERE
         for number, layer in enumerate(layers):
             library.add_and_norm(
-                threads, count, width, x.data_ptr(), pointer(y), layer.units[0].size, inner.data_ptr(), below, line
+                threads, count, width, x.data_ptr(), pointer(y), layer.units[0].least, inner.data_ptr(), below, line
             )
             found = attention(number, layer, layer.product.alone(inner), kept)
             y = layer.out.alone(found)
             table = _table(kept, layer.out.first)
             library.add_and_norm(
-                threads, count, width, x.data_ptr(), y.data_ptr(), layer.units[1].size, inner.data_ptr(), table, line
+                threads, count, width, x.data_ptr(), y.data_ptr(), layer.units[1].least, inner.data_ptr(), table, line
             )
             mlp = layer.mlp
             gate, up = mlp.gate.alone(inner), mlp.up.alone(inner)
@@ -81,7 +85,7 @@ class FusedStep:
             library.gated(threads, count, gate.shape[1], gate.data_ptr(), up.data_ptr(), *tables, line)
             y, below = mlp.down.alone(gate), _table(kept, mlp.down.first)
         library.add_and_norm(
-            threads, count, width, x.data_ptr(), pointer(y), self.last.unit.size, inner.data_ptr(), below, line
+            threads, count, width, x.data_ptr(), pointer(y), self.last.unit.least, inner.data_ptr(), below, line
         )
         return inner.mul_(self.last.constant)
 
@@ -91,8 +95,9 @@ def _fits(layer: Layer) -> bool:
         isinstance(layer, Folded)
         and layer.head <= _WIDEST
         and layer.rule.softcap is None
-        and layer.mlp.gates_by_silu
-        and all(width % 8 == 0 for width in (layer.head, layer.out.width, layer.mlp.gate.width))
+        and layer.mlp.silu
+        and layer.head % 16 == 0
+        and layer.out.width % 8 == layer.mlp.gate.width % 8 == 0
     )
 
 
@@ -143,7 +148,7 @@ class _Attention:
             step.made, mine = mine, mine + len(state) * width
             step.scaling, step.window = layer.rule.scaling, layer.rule.window or 0
             if layer.factor is not None:
-                step.factor, step.floor = layer.factor.data_ptr(), layer.units[2].size
+                step.factor, step.floor = layer.factor.data_ptr(), layer.units[2].least
             keys, values = state.room_for(number, layer.heads[1], layer.head, made)
             step.keys, step.values = keys.data_ptr(), values.data_ptr()
             step.row_stride, step.head_stride = keys.stride(0), keys.stride(1)

@@ -55,17 +55,21 @@ class PackedWeights:
             if any(f is None for f in found):
                 return None
             q, k, v, o, gate, up, down = (f for f in found if f is not None)
-            act = partial(silu, inplace=True) if type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation") else mlp.act_fn
+            act = mlp.act_fn
+            if gates_by_silu := type(act).__name__ in ("SiLU", "SiLUActivation"):
+                act = partial(silu, inplace=True)
             if q[0].dtype == torch.float32:
-                layers.append(_folded(layer, (q, k, v), o, (gate, up, down), act))
+                layers.append(_folded(layer, (q, k, v), o, (gate, up, down), act, gates_by_silu))
             else:
                 sizes = [len(w) for w, _ in (q, k, v)]
-                mlp = _Gated(_Product(gate), _Product(up), _Product(down), act)
+                mlp = _Gated(_Product(gate), _Product(up), _Product(down), act, gates_by_silu)
                 layers.append(replace(layer, qkv=_Split(_Product(q, k, v), sizes), out=_Product(o), mlp=mlp))
         return layers
 
 
-def _folded(layer: Layer, qkv: Sequence[Affine], o: Affine, gated: Sequence[Affine], act: Linear) -> Folded:
+def _folded(
+    layer: Layer, qkv: Sequence[Affine], o: Affine, gated: Sequence[Affine], act: Linear, gates_by_silu: bool
+) -> Folded:
     before, after = _constant(layer.before), _constant(layer.after)
     gate, up, down = gated
     heads, units = [len(w) // layer.head for w, _ in qkv[:2]], [_Unit(layer.before), _Unit(layer.after)]
@@ -79,7 +83,7 @@ def _folded(layer: Layer, qkv: Sequence[Affine], o: Affine, gated: Sequence[Affi
     own |= {
         "rule": rule,
         "out": _Product(o),
-        "mlp": _Gated(_Product(gate, scale=after), _Product(up, scale=after), _Product(down), act),
+        "mlp": _Gated(_Product(gate, scale=after), _Product(up, scale=after), _Product(down), act, gates_by_silu),
     }
     return Folded(**own, product=_Product(*qkv, scale=before), heads=heads, units=units, factor=factor)
 
@@ -123,8 +127,8 @@ class _Unit:
     """x over its norm: what of a root-mean-square norm is not constant."""
 
     def __init__(self, norm: Norm) -> None:
-        self.size = (norm.eps * len(norm.weight)) ** 0.5
-        self.floor = torch.tensor(self.size)
+        self.least = (norm.eps * len(norm.weight)) ** 0.5
+        self.floor = torch.tensor(self.least)
 
     def __call__(self, x: Tensor) -> Tensor:
         return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
@@ -150,10 +154,7 @@ class _Gated:
     up: _Product
     down: _Product
     act: Linear
-
-    @property
-    def gates_by_silu(self) -> bool:
-        return isinstance(self.act, partial)
+    silu: bool
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(self.act(self.gate(x)).mul_(self.up(x)))

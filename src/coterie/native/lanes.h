@@ -1,0 +1,72 @@
+/* Sixteen queries at once, a lane each, against keys and values. Heads are multiples of sixteen wide. */
+
+#ifndef COTERIE_LANES_H
+#define COTERIE_LANES_H
+
+#include "vectors.h"
+
+#define WIDE 16
+#define WIDEST 128 /* head */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef float v16u __attribute__((vector_size(64), aligned(4)));
+typedef int32_t i16 __attribute__((vector_size(64)));
+
+static inline v16 load16(const float *p) { return *(const v16u *)p; }
+static inline void store16(float *p, v16 x) { *(v16u *)p = x; }
+static inline v16 all16(float x) { return (v16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+static inline v16 pick16(i16 which, v16 a, v16 b) { return (v16)((which & (i16)a) | (~which & (i16)b)); }
+
+static inline v16 exp16(v16 x) {
+    v8 half[2];
+    memcpy(half, &x, sizeof x);
+    half[0] = exp_of(half[0]);
+    half[1] = exp_of(half[1]);
+    memcpy(&x, half, sizeof x);
+    return x;
+}
+
+/* result[j] = the products of lanes x with rows y [count,dim] */
+INLINE void products(const v16 *x, const float *y, int64_t count, const int64_t dim, v16 *result) {
+    int64_t j = 0;
+    for (; j + 8 <= count; j += 8) {
+        v16 sum[8] = {0};
+        for (int64_t d = 0; d < dim; d++)
+            for (int i = 0; i < 8; i++) sum[i] += x[d] * y[(j + i) * dim + d];
+        for (int i = 0; i < 8; i++) result[j + i] = sum[i];
+    }
+    for (; j < count; j++) {
+        v16 sum = all16(0.0f);
+        for (int64_t d = 0; d < dim; d++) sum += x[d] * y[j * dim + d];
+        result[j] = sum;
+    }
+}
+
+/* rows[l] += sum over j of weights[j][l] y[j], of the first lanes: y [count,dim], rows [16][WIDEST] */
+INLINE void mix(const v16 *weights, const float *y, int64_t count, const int64_t dim, int lanes,
+                float (*rows)[WIDEST]) {
+    const float *w = (const float *)weights;
+    for (int l = 0; l < lanes; l += 4)
+        for (int64_t d = 0; d < dim; d += 32) {
+            int both = d + 16 < dim;
+            v16 sum[4][2];
+            for (int i = 0; i < 4; i++) {
+                sum[i][0] = load16(rows[l + i] + d);
+                sum[i][1] = both ? load16(rows[l + i] + d + 16) : sum[i][0];
+            }
+            for (int64_t j = 0; j < count; j++) {
+                v16 a = load16(y + j * dim + d), b = both ? load16(y + j * dim + d + 16) : a;
+                for (int i = 0; i < 4; i++) {
+                    sum[i][0] += a * w[j * WIDE + l + i];
+                    sum[i][1] += b * w[j * WIDE + l + i];
+                }
+            }
+            for (int i = 0; i < 4; i++) {
+                store16(rows[l + i] + d, sum[i][0]);
+                if (both) store16(rows[l + i] + d + 16, sum[i][1]);
+            }
+        }
+}
+
+#endif
