@@ -138,7 +138,7 @@ class Replay:
         if not self.reading or id(weight) not in self.place:
             return None
         table, first, width = self.place[id(weight)]
-        return table[self.at, first : first + width]
+        return self._read(table[:, first : first + width])
 
     def keep(self, weight: Tensor, product: Tensor) -> None:
         """Note what the forward's tokens times a weight gave, and those beside it, while it is being made. [L,O]"""
@@ -174,7 +174,10 @@ class Replay:
         if not self.reading:
             return None
         table = self.tables[layer - len(self.heads)]
-        return Attended(table[self.at].unflatten(1, self.heads[layer]), self.sums[layer][self.at])
+        return Attended(self._read(table).unflatten(1, self.heads[layer]), self._read(self.sums[layer]))
+
+    def _read(self, table: Tensor) -> Tensor:
+        return table[self.at] if isinstance(self.at, slice) else table.index_select(0, self.at)
 
     def keep_attended(self, layer: int, found: Attended) -> None:
         """Note what attention found for the forward's tokens, while it is being made."""
