@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = ROOT / "bench" / "scratch"
 TRL_HOME = ROOT / "bench" / ".venv-trl"
 TRL = ["trl==1.16.0", "transformers", "datasets", "accelerate"]
+LIGER = ["liger-kernel==0.8.0", "triton==3.9.0"]
 
 
 def trl_python() -> Path:
@@ -27,3 +28,15 @@ def trl_python() -> Path:
             raise BenchError(f"cannot set up the TRL environment: {' '.join(command)} failed")
     done.write_text(" ".join(TRL))
     return python
+
+
+def liger_path() -> Path:
+    """A folder with Liger, for TRL's interpreter to find behind its own packages; made when missing."""
+    folder = SCRATCH / "liger"
+    done = folder / ".ready"
+    if not done.exists() or done.read_text() != " ".join(LIGER):
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade", "--no-deps", "--target", str(folder)]
+        if subprocess.run([*command, *LIGER]).returncode:
+            raise BenchError(f"cannot set up Liger: {' '.join(command)} failed")
+        done.write_text(" ".join(LIGER))
+    return folder

@@ -20,7 +20,14 @@ TRL = ROOT / "bench" / "peers" / "trl_step.py"
 class Worker:
     """A process that holds a trainer and waits. `ready` is what it said about itself once it had loaded."""
 
-    def __init__(self, name: str, python: str | Path, script: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        python: str | Path,
+        script: Path,
+        config: Mapping[str, Any],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name, self._log = name, SCRATCH / f"{name}.log"
         SCRATCH.mkdir(parents=True, exist_ok=True)
         threads = str(config["threads"])
@@ -32,7 +39,7 @@ class Worker:
         self._process = subprocess.Popen(
             [str(python), str(script), json.dumps(config)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log.open("w"), text=True,
-            env={**os.environ, **quiet, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            env={**os.environ, **quiet, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **(environment or {})},
         )  # fmt: skip
         self.ready = self._answer()
 

@@ -18,6 +18,7 @@ from bench.rewards import REWARDS
 
 def main(config: dict[str, Any]) -> None:
     channel = Channel()
+    sys.path += [config["liger"]] if "liger" in config else []
     import torch
     import transformers
     import trl
@@ -77,6 +78,8 @@ def main(config: dict[str, Any]) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(config["model"])
     rows = config["prompts"] * config["group_size"]
     micro = config.get("microbatch", rows)
+    # Liger's RMSNorm does not run in Triton's interpreter, which is what a CPU has
+    liger = {"use_liger_kernel": True, "liger_kernel_config": {"rope": True, "swiglu": True, "rms_norm": False}}
     args = trl.GRPOConfig(
         output_dir=config["scratch"], use_cpu=True, bf16=autocast, seed=config.get("seed", 0),
         per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro,
@@ -85,6 +88,7 @@ def main(config: dict[str, Any]) -> None:
         learning_rate=config["lr"], lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
         max_steps=10**6, gradient_checkpointing=False, logging_strategy="no", save_strategy="no", report_to="none",
         disable_tqdm=True, generation_kwargs={"min_new_tokens": config["max_tokens"]} if config["ignore_eos"] else None,
+        **(liger if "liger" in config else {}),
     )  # fmt: skip
     trainer = Trainer(
         model=model, reward_funcs=REWARDS[config["reward"]], args=args, processing_class=tokenizer,

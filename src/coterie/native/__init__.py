@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -78,7 +79,7 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
     except subprocess.CalledProcessError as error:
         told = error.stderr.decode(errors="replace").strip().splitlines()
         return None, f"{compiler} fails: {told[0] if told else error.returncode}"
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:  # no home, a CC that is no command
         return None, str(error)
 
 
@@ -115,7 +116,14 @@ def _built(compiler: str) -> Path:
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=folder) as beside:
             made = Path(beside) / built.name
-            command = [compiler, *_FLAGS, "-o", str(made), *(str(s) for s in SOURCES if s.suffix == ".c"), "-lm"]
+            command = [
+                *shlex.split(compiler),
+                *_FLAGS,
+                "-o",
+                str(made),
+                *(str(s) for s in SOURCES if s.suffix == ".c"),
+                "-lm",
+            ]
             subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE)
             made.replace(built)
     return built
