@@ -59,7 +59,14 @@ def run(options: Any) -> Findings:
         found.detail[setting] = {("on" if k else "off"): spread(v) for k, v in seconds.items()}
         found.figures.append(Figure(f"shared prefix on/off, fp32, {setting}", off / on_, bar, runs))
     found.notes.append("4M-parameter model, one group; token ratio: tokens run through the model without over with")
+    found.notes.append(f"off: transformers' own layers, a row a rollout; on: ours, compiled functions {_compiled()}")
     return found
+
+
+def _compiled() -> str:
+    from coterie import native
+
+    return "used" if native.missing() is None else f"not used ({native.missing()})"
 
 
 def _rollouts(prompt: int, completion: int, group: int) -> Any:
