@@ -210,6 +210,11 @@ class Scale(Section):
         description="steps by which the weights that made a rollout may be behind those it trains; above 0 Ray workers "
         "go on while the trainer learns",
     )
+    sync: Literal["auto", "objects", "direct"] = Field(
+        "auto",
+        description="how weights reach Ray workers that roll out: objects is Ray's object store, direct is sent by the "
+        "trainer to each (nccl or gloo); auto is objects on the trainer's machine, direct to others",
+    )
     timeout: float = Field(1800.0, gt=0, description="seconds after which a Ray worker that is silent is replaced")
     slow: float = Field(
         10.0,
@@ -231,7 +236,7 @@ class Scale(Section):
     def _consistent(self) -> Scale:
         if self.train_workers > 1 and self.engine is None:
             raise ValueError("scale.train_workers needs an engine: scale.engine=torchrun")
-        for name in ("rollout_workers", "reward_workers", "max_staleness"):
+        for name in ("rollout_workers", "reward_workers", "max_staleness", "sync"):
             if getattr(self, name) != type(self).model_fields[name].default and self.engine != "ray":
                 raise ValueError(f"scale.{name} is of scale.engine=ray")
         if self.restarts != type(self).model_fields["restarts"].default and self.engine is None:

@@ -85,6 +85,13 @@ def _show(recipe: Recipe, task: Task, as_json: bool, numbers: dict[str, Any]) ->
     console.print(rest)
 
 
+SYNC = {
+    "auto": "through Ray's object store on this machine, straight to other machines",
+    "objects": "through Ray's object store",
+    "direct": "straight to each (nccl where both have a GPU of their own, else gloo)",
+}
+
+
 def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
     """Numbers that follow from the recipe, so that nothing about sizes has to be guessed."""
     s = recipe.settings
@@ -93,6 +100,8 @@ def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
     workers = s.scale.rollout_workers if on_ray else s.scale.train_workers
     share = -(-s.draw.prompts // workers)
     each = {"trainers": s.scale.train_workers} if on_ray else {}
+    if on_ray:
+        each["weights to rollout workers"] = SYNC[s.scale.sync]
     each |= {"workers": workers, "most prompts a worker": share, "most rollouts a worker": share * s.rollout.group_size}
     return (each if workers > 1 or on_ray else {}) | {
         "prompts an update": s.draw.prompts,

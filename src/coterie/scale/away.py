@@ -63,6 +63,10 @@ class InStep:
         run.metrics["time/workers"] = run.metrics.get("time/workers", 0.0) + took
         with self.pool.lock:
             said, self.pool.replaced = self.pool.replaced, []
+            run.notes += self.pool.said
+            fallbacks, self.pool.said, self.pool.fallbacks = self.pool.fallbacks, [], 0
+        if fallbacks:
+            run.metrics["workers/sync_fallbacks"] = run.metrics.get("workers/sync_fallbacks", 0.0) + fallbacks
         if said:
             run.notes += said
             run.metrics["workers/replaced"] = run.metrics.get("workers/replaced", 0.0) + len(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from coterie.metrics import Collector, collect
 from coterie.recipe import Recipe, resolve
 from coterie.rollouts import Rollouts
 from coterie.run import Run
+from coterie.scale.direct import Layout, Pair, Place, Where, difference, gpu_of, layout, reason
 from coterie.scale.tickets import Ticket
 from coterie.scale.weights import unpack
 
@@ -66,9 +68,12 @@ class Worker:
     def __init__(self) -> None:
         self.run: Run
         self.weights = -1
+        self.pair: Pair | None = None
 
-    def prepare(self, recipe: str, grades: bool) -> None:
-        """Load what the recipe names."""
+    def prepare(self, recipe: str, grades: bool) -> Where:
+        """Load what the recipe names. Where this worker is."""
+        import ray
+
         resolved = written(recipe)
         use_threads(resolved.settings.threads)
         self.run = build(resolved, to_train=False)
@@ -80,6 +85,8 @@ class Worker:
         else:
             self.run.rewards.close()
             self.run.rewards.ahead.functions = []  # others grade
+        gpu = None if grades else gpu_of(self.run.policy.device)
+        return Where(ray.get_runtime_context().get_node_id(), gpu)
 
     def load(self, step: int, version: int, expected: int, *buckets: np.ndarray) -> None:
         """Take over the trainer's weights after `step`, and see that they are the same to the last bit."""
@@ -89,6 +96,33 @@ class Worker:
                 hint="the rollout worker's model is not the trainer's: look at model.dtype and model.lora",
             )
         self.run.policy.version, self.weights = version, step
+
+    def receive(self, place: Place, step: int, version: int, sent: Layout) -> str | None:
+        """Take them over as `load` does, straight from the trainer. Why it could not be, None if it could: what there
+        is of weights is then of no use until others were loaded.
+        """
+        import ray
+
+        state = self.run.policy.state_dict()
+        differs = difference(sent, layout(state))
+        if differs is not None:
+            raise PolicyError(
+                f"the rollout worker's weights are not the trainer's: {differs}",
+                hint="look at model.dtype and model.lora",
+            )
+        try:
+            if self.pair is None or self.pair.place != place:
+                self.pair = None  # the one before ends first
+                device = self.run.policy.device if place.backend == "nccl" else torch.device("cpu")
+                self.pair = Pair(place, 1, ray.util.get_node_ip_address(), device, threading.Event())
+            self.pair.receive(version, state)
+        except RuntimeError as error:  # of torch.distributed, which has no narrower class for a closed connection
+            pair, self.pair = self.pair, None
+            if pair is not None:
+                pair.close()
+            return reason(error)
+        self.run.policy.version, self.weights = version, step
+        return None
 
     @torch.no_grad()
     def make(self, job: Job) -> tuple[Made, int]:

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from coterie.errors import CoterieError, RunError
+from coterie.scale.direct import Layout, Line, Snapshot, Switchboard, Where, gpu_of, layout
 from coterie.scale.weights import Packer
 from coterie.sections import Scale
 
@@ -25,6 +27,8 @@ SOON = 60.0
 """Seconds that a job has at the least, however short the others are."""
 KNOWN = 8
 """Jobs that are done before one can be called slow; so many of the last ones say how long a job takes."""
+FAILURES = 3
+"""Times in a row that weights could not be sent straight to a worker before that is not tried any more."""
 LOST = "lost its rollouts"
 BLINK = 0.1
 """Seconds after which the pool looks up from its waiting."""
@@ -38,6 +42,12 @@ class _Actor:
     """Number of the weights it was last told to load."""
     busy: Any = None
     """The reference it works at."""
+    where: Where | None = None
+    """Known once it has loaded its model."""
+    line: Line | None = None
+    """Through which it gets weights straight from the trainer."""
+    refused: int = -1
+    """Number of the weights that could not be sent straight to it."""
 
 
 @dataclass
@@ -49,6 +59,8 @@ class _Task:
     job: Any = None
     made: Any = None
     """Reference to the rollouts, where they are made and being graded."""
+    straight: bool = False
+    """Whether it takes weights straight from the trainer."""
 
 
 @dataclass
@@ -58,6 +70,10 @@ class _Weights:
     version: int = 0
     expected: int = 0
     buckets: list[Any] = field(default_factory=list)
+    """In the object store; empty where nobody has needed them there."""
+    snapshot: Snapshot | None = None
+    """For those that take them straight from the trainer."""
+    layout: Layout = ()
 
 
 class Pool:
@@ -84,6 +100,15 @@ class Pool:
         self.error: CoterieError | None = None
         self.replaced: list[str] = []
         """What was said of each worker that was replaced."""
+        self.said: list[str] = []
+        """How weights travel: each way once."""
+        self.fallbacks = 0
+        """Times that a worker got weights through the object store because they could not be sent straight."""
+        self.failed = 0
+        """Those in a row."""
+        self.here = ray.get_runtime_context().get_node_id()
+        self.switchboard: Switchboard | None = None
+        self._told: set[str] = set()
         self.took: dict[str, deque[float]] = {kind: deque(maxlen=KNOWN) for kind in self.options}
         """Seconds of the last jobs."""
         self.failures = 0
@@ -96,12 +121,19 @@ class Pool:
 
     def publish(self, step: int, version: int, packer: Packer, state: Mapping[str, Tensor]) -> None:
         """These are the weights from now on: each maker loads them before its next job. They go through Ray's object
-        store, which is shared memory on one machine.
+        store, which is shared memory on one machine, or straight to each maker.
         """
         with self.lock:
             self.weights.buckets = []  # the new ones may then lie in their memory
-            kept = [self.ray.put(bucket) for bucket in packer.pack(state)]
-            self.weights = _Weights(self.weights.number + 1, step, version, packer.digest, kept)
+            new = _Weights(self.weights.number + 1, step, version)
+            if any(self._is_direct(actor) for actor in self.actors):
+                old = self.weights.snapshot
+                new.snapshot = Snapshot() if old is None or old.read else old
+                new.snapshot.take(state)
+                new.layout = layout(state)
+            else:
+                self._put(new, packer, state)
+            self.weights = new
 
     def submit(self, jobs: Sequence[Any]) -> None:
         with self.lock:
@@ -124,7 +156,78 @@ class Pool:
         self.closing = True
         self.thread.join()
         for actor in self.actors:
-            self.ray.kill(actor.handle)
+            self._dismiss(actor)
+
+    def _dismiss(self, actor: _Actor) -> None:
+        self.ray.kill(actor.handle)
+        self._hang_up(actor)
+
+    def _hang_up(self, actor: _Actor) -> None:
+        line, actor.line = actor.line, None
+        if line is not None:
+            line.close()
+
+    # Weights
+
+    def _is_direct(self, actor: _Actor) -> bool:
+        """Whether weights go straight to this one: on its machine the object store is shared memory."""
+        if actor.kind != "roll" or self.failed >= FAILURES or self.scale.sync == "objects":
+            return False
+        return self.scale.sync == "direct" or (actor.where is not None and actor.where.node != self.here)
+
+    def _put(self, weights: _Weights, packer: Packer, state: Mapping[str, Tensor]) -> None:
+        weights.buckets = [self.ray.put(bucket) for bucket in packer.pack(state)]
+        weights.expected = packer.digest
+
+    def _load(self, actor: _Actor) -> None:
+        """Have it take the current weights."""
+        w, actor.weights = self.weights, self.weights.number
+        if w.snapshot is not None and self._is_direct(actor) and actor.refused != w.number:
+            line = self._line(actor, w.snapshot)
+            self._tell(f"weights go straight from the trainer to rollout workers ({line.place.backend})")
+            self._give(actor, actor.handle.receive.remote(line.place, w.step, w.version, w.layout), None)
+            self.tasks[actor.busy].straight = True
+            line.send(w.version, w.snapshot)
+            return
+        if not w.buckets and w.snapshot is not None:
+            self._put(w, Packer(), w.snapshot.state)
+        if self.scale.sync == "auto" and actor.where is not None and actor.where.node == self.here:
+            self._tell("weights go to rollout workers on this machine through Ray's object store")
+        self._give(actor, actor.handle.load.remote(w.step, w.version, w.expected, *w.buckets), None)
+
+    def _line(self, actor: _Actor, snapshot: Snapshot) -> Line:
+        """The one to this worker: nccl where each of the two has a GPU of its own, else gloo."""
+        device = next(iter(snapshot.state.values())).device
+        gpu = actor.where.gpu if actor.where is not None else None
+        if gpu is None or gpu_of(device) in (None, gpu):
+            device = torch.device("cpu")
+        if actor.line is None:
+            if self.switchboard is None:
+                self.switchboard = Switchboard(self.ray.util.get_node_ip_address())
+            actor.line = self.switchboard.line("gloo" if device.type == "cpu" else "nccl", device)
+        return actor.line
+
+    def _received(self, actor: _Actor, why: str | None) -> None:
+        """It has tried to take weights straight from the trainer. If it could not, they go through the object store."""
+        if why is None:
+            self.failed = 0
+            return
+        if actor.line is not None and actor.line.error is not None:
+            why += f"; the trainer: {actor.line.error}"
+        self._hang_up(actor)
+        with self.lock:
+            actor.refused, actor.weights = actor.weights, -1
+            self.failed += 1
+            self.fallbacks += 1
+        self._tell("weights that cannot be sent straight to a rollout worker go through the object store", why)
+        if self.failed == FAILURES:
+            self._tell(f"{FAILURES} times in a row; from now on weights only go through the object store", why)
+
+    def _tell(self, text: str, why: str = "") -> None:
+        if text not in self._told:
+            self._told.add(text)
+            with self.lock:
+                self.said.append(f"{text}: {why}" if why else text)
 
     def _hire(self, kind: str) -> _Actor:
         handle: Any = self.remote.options(**self.options[kind]).remote()
@@ -166,15 +269,12 @@ class Pool:
                     job, made = self.made.popleft()
                     self._give(actor, actor.handle.grade.remote(made), job, made)
                 elif actor.kind == "roll" and self.waiting and self.weights.number >= 0:
-                    w, job = self.weights, self.waiting.popleft()
-                    if actor.weights < w.number:
-                        sent = actor.handle.load.remote(w.step, w.version, w.expected, *w.buckets)
-                        actor.weights = w.number
-                        self._give(actor, sent, None)
-                        self.waiting.appendleft(job)
-                    else:
-                        made, count = actor.handle.make.options(num_returns=2).remote(job)
-                        self._give(actor, count, job, made)
+                    if actor.weights < self.weights.number:
+                        self._load(actor)
+                        continue
+                    job = self.waiting.popleft()
+                    made, count = actor.handle.make.options(num_returns=2).remote(job)
+                    self._give(actor, count, job, made)
 
     def _finish(self, reference: Any, task: _Task) -> None:
         try:
@@ -194,6 +294,10 @@ class Pool:
             return self._replace(task, f"died ({type(error).__name__})")
         task.actor.busy = None
         self.failures = 0
+        if isinstance(answer, Where):
+            task.actor.where = answer
+        elif task.straight:
+            self._received(task.actor, answer)
         if task.job is None:
             return
         self.took[task.actor.kind].append(time.monotonic() - task.since)
@@ -226,7 +330,7 @@ class Pool:
 
     def _replace(self, task: _Task, what: str) -> None:
         """Put a new worker in the place of one that is gone, and do what it was at again."""
-        self.ray.kill(task.actor.handle)
+        self._dismiss(task.actor)
         self.failures += 1
         if self.failures > TRIES * len(self.actors):
             raise RunError(
