@@ -146,8 +146,10 @@ class Pair:
         work.wait()
 
     def close(self) -> None:
-        """Leave the group, at once."""
-        self.group.abort()
+        """Leave the group. The other end is told once nothing is under way at this one."""
+        if self.place.backend == "nccl":
+            self.group.abort()
+        del self.group
 
 
 class Line:
@@ -170,6 +172,8 @@ class Line:
             pair = self._pair
             if pair is None:
                 self._pair = pair = Pair(self.place, 0, self.place.address, self.device, self._ended)
+                if self._ended.is_set():
+                    raise RuntimeError("the line was closed")
             pair.send(number, self._packer, snapshot.state)
         except RuntimeError as error:  # of torch.distributed, which has no narrower class for a closed connection
             self.error = reason(error)
@@ -178,7 +182,7 @@ class Line:
             snapshot.reads(-1)
 
     def close(self) -> None:
-        """Stop sending. What is under way fails."""
+        """Stop sending. A bucket that is under way fails when the worker is gone, or has no patience left."""
         self._ended.set()
         self._leave()
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -101,8 +101,6 @@ class Worker:
         """Take them over as `load` does, straight from the trainer. Why it could not be, None if it could: what there
         is of weights is then of no use until others were loaded.
         """
-        import ray
-
         state = self.run.policy.state_dict()
         differs = difference(sent, layout(state))
         if differs is not None:
@@ -110,6 +108,8 @@ class Worker:
                 f"the rollout worker's weights are not the trainer's: {differs}",
                 hint="look at model.dtype and model.lora",
             )
+        import ray
+
         try:
             if self.pair is None or self.pair.place != place:
                 self.pair = None  # the one before ends first

@@ -78,8 +78,8 @@ def sum_on(device: torch.device) -> Sum:
 class Packer:
     """Packs weights into buckets on `device`. Once all are packed, `digest` is their checksum, taken there."""
 
-    def __init__(self, size: int = BUCKET, device: torch.device = _CPU) -> None:
-        self.size, self.device, self.digest = size, device, 0
+    def __init__(self, size: int | None = None, device: torch.device = _CPU) -> None:
+        self.size, self.device, self.digest = size or BUCKET, device, 0
         self._bucket = torch.empty(0, dtype=torch.uint8)
 
     def pack(self, state: Mapping[str, Tensor]) -> Iterator[np.ndarray]:
