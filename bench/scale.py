@@ -147,43 +147,98 @@ def _ceiling(found: Findings, steps: int) -> None:
 
 
 def _weights(found: Findings, ray: Any, megabytes: int, runs: int) -> None:
-    """GB/s of weights from one process to another: packed, summed, put in shared memory, copied in place, checked."""
+    """GB/s of weights from one process to another, checked there: through the object store, where they are packed,
+    summed, put in shared memory and copied in place; and straight through gloo, where they are copied aside first, for
+    the trainer goes on then. Both ways by turns, with weights of which each is large enough to travel alone, and small
+    ones that are packed.
+    """
     import torch
 
+    kinds = {"weights": (1024, megabytes // 4), "large weights": (4096, megabytes // 64)}
+    for name, (width, count) in kinds.items():
+        state = {f"w{i}": torch.randn(width, width) for i in range(count)}
+        size = sum(t.numel() * t.element_size() for t in state.values()) / 1e9
+        holder = ray.remote(_Holder).options(num_cpus=0.1).remote(width, count)
+        ways = {
+            "weight sync, GB/s": _by_objects(holder, state),
+            "weight sync straight by gloo, GB/s": _by_gloo(holder, state),
+        }
+        parts: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
+        for _ in range(runs + FIRST):
+            for way, send in ways.items():
+                time.sleep(PAUSE)
+                for part, seconds in send(ray).items():
+                    parts[way].setdefault(part, []).append(size / seconds)
+        for way, each in parts.items():
+            title = way if name == "weights" else f"{name}, {way}"
+            found.figures.append(Figure(title, statistics.median(each["all"][FIRST:]), None, runs))
+            found.detail[f"first {title}"] = each["all"][:FIRST]
+            found.detail[title] = {
+                "gigabytes": size,
+                "GB/s": {part: spread(values[FIRST:]) for part, values in each.items()},
+            }
+        ray.kill(holder)
+
+
+def _by_objects(holder: Any, state: dict[str, Any]) -> Callable[[Any], dict[str, float]]:
     from coterie.scale.weights import Packer
 
-    state = {f"w{i}": torch.randn(1024, 1024) for i in range(megabytes // 4)}
-    size = sum(t.numel() * t.element_size() for t in state.values()) / 1e9
-    holder = ray.remote(_Holder).options(num_cpus=0.1).remote(megabytes // 4)
-    parts: dict[str, list[float]] = {"sum and put": [], "copy and check": [], "all": []}
     packer = Packer()
-    for _ in range(runs + FIRST):
-        kept: list[Any] = []
-        time.sleep(PAUSE)
+
+    def send(ray: Any) -> dict[str, float]:
         began = time.perf_counter()
         kept = [ray.put(bucket) for bucket in packer.pack(state)]
         put = time.perf_counter()
         if ray.get(holder.load.remote(*kept)) != packer.digest:
             raise BenchError("the weights did not arrive as they were sent")
         done = time.perf_counter()
-        for name, value in zip(parts, (put - began, done - put, done - began), strict=True):
-            parts[name].append(size / value)
-    found.detail["first weights, GB/s"] = parts["all"][:FIRST]
-    parts = {name: values[FIRST:] for name, values in parts.items()}
-    found.figures.append(Figure("weight sync, GB/s", statistics.median(parts["all"]), None, runs))
-    found.detail["weights"] = {"gigabytes": size, "GB/s": {name: spread(values) for name, values in parts.items()}}
+        return {"sum and put": put - began, "copy and check": done - put, "all": done - began}
+
+    return send
+
+
+def _by_gloo(holder: Any, state: dict[str, Any]) -> Callable[[Any], dict[str, float]]:
+    import torch
+
+    from coterie.scale.direct import Snapshot, Switchboard
+
+    line, snapshot = Switchboard("127.0.0.1").line("gloo", torch.device("cpu")), Snapshot()
+
+    def send(ray: Any) -> dict[str, float]:
+        began = time.perf_counter()
+        snapshot.take(state)
+        taken = time.perf_counter()
+        coming = holder.receive.remote(line.place)
+        line.send(0, snapshot)
+        ray.get(coming)  # raises where they do not arrive as they were sent
+        done = time.perf_counter()
+        return {"copy aside": taken - began, "send and check": done - taken, "all": done - began}
+
+    return send
 
 
 class _Holder:
     """A worker that has only weights."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, width: int, count: int) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self.state = {f"w{i}": torch.zeros(1024, 1024) for i in range(count)}
+        self.state = {f"w{i}": torch.zeros(width, width) for i in range(count)}
+        self.pair: Any = None
 
     def load(self, *buckets: Any) -> int:
         from coterie.scale.weights import unpack
 
         return unpack(buckets, self.state)
+
+    def receive(self, place: Any) -> None:
+        import threading
+
+        import torch
+
+        from coterie.scale.direct import Pair
+
+        if self.pair is None:
+            self.pair = Pair(place, 1, place.address, torch.device("cpu"), threading.Event())
+        self.pair.receive(0, self.state)

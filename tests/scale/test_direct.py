@@ -66,11 +66,11 @@ def lines(small: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
 
     def make(patience: float = 60.0) -> Line:
         monkeypatch.setattr(direct, "PATIENCE", patience)
-        made.append((board := Switchboard("127.0.0.1"), board.line("gloo", CPU)))
-        return made[-1][1]
+        made.append(Switchboard("127.0.0.1").line("gloo", CPU))
+        return made[-1]
 
     yield make
-    for _, line in made:
+    for line in made:
         line.close()
 
 

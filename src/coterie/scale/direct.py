@@ -155,8 +155,9 @@ class Pair:
 class Line:
     """The trainer's end of a pair, with a thread that sends while the trainer and its other threads go on."""
 
-    def __init__(self, place: Place, device: torch.device) -> None:
+    def __init__(self, place: Place, device: torch.device, board: Switchboard) -> None:
         self.place, self.device = place, device
+        self._board = board  # the two can only meet as long as it is there
         self.error: str | None = None
         self._ended, self._packer = threading.Event(), Packer(device=device)
         self._pair: Pair | None = None
@@ -203,7 +204,7 @@ class Switchboard:
     def line(self, backend: str, device: torch.device) -> Line:
         """A new one. `device` is where its buckets lie."""
         self._numbers += 1
-        return Line(Place(self.address, self._store.port, self._numbers, backend, PATIENCE), device)
+        return Line(Place(self.address, self._store.port, self._numbers, backend, PATIENCE), device, self)
 
 
 def layout(state: Mapping[str, Tensor]) -> Layout:
