@@ -219,10 +219,12 @@ def test_what_ends_the_run_leaves_a_checkpoint(victim: str, cluster: str, tmp_pa
 
 @pytest.mark.cluster
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_killed_at_random_times(cluster: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", ["objects", "direct"])
+def test_killed_at_random_times(sync: str, cluster: str, tmp_path: Path) -> None:
     """Workers that roll out or grade, and a trainer, one after the other, each at any moment of a step."""
     run, rng = tmp_path / "run", random.Random(0)
     more = ["scale.rollout_workers=2", "scale.train_workers=2", "scale.max_staleness=2", "scale.restarts=9"]
+    more.append(f"scale.sync={sync}")
     process = begun(cluster, run, *more)
 
     def steps() -> int:

@@ -99,9 +99,9 @@ def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
     on_ray = s.scale.engine == "ray"
     workers = s.scale.rollout_workers if on_ray else s.scale.train_workers
     share = -(-s.draw.prompts // workers)
-    each = {"trainers": s.scale.train_workers} if on_ray else {}
+    each: dict[str, Any] = {}
     if on_ray:
-        each["weights to rollout workers"] = SYNC[s.scale.sync]
+        each = {"trainers": s.scale.train_workers, "weights to rollout workers": SYNC[s.scale.sync]}
     each |= {"workers": workers, "most prompts a worker": share, "most rollouts a worker": share * s.rollout.group_size}
     return (each if workers > 1 or on_ray else {}) | {
         "prompts an update": s.draw.prompts,

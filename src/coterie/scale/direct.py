@@ -234,7 +234,7 @@ def gpu_of(device: torch.device) -> str | None:
 
 
 def _gloo(store: Any, rank: int, patience: timedelta, address: str) -> Any:
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     options._timeout = patience
     return dist.ProcessGroupGloo(store, rank, 2, options)

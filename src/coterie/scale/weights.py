@@ -52,7 +52,8 @@ class DeviceSum:
     """
 
     def __init__(self) -> None:
-        self._total, self._words = 0, 0
+        self._total: Tensor | int = 0
+        self._words = 0
 
     def update(self, flat: Tensor) -> None:
         for piece in flat.split(_PIECE):

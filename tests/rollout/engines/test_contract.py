@@ -211,7 +211,7 @@ def test_vllm_must_drop_what_it_cached_before_it_samples_from_new_weights():
     policy, calls = CausalLM.load(ModelSpec(init=TINY, engine="vllm")), []
     policy.engine._llm = SimpleNamespace(
         collective_rpc=lambda method, kwargs: calls.append((method, [name for name, _ in kwargs["weights_iterator"]])),
-        reset_prefix_cache=lambda: False,
+        reset_prefix_cache=lambda reset_connector: not reset_connector,
     )
     with pytest.raises(PolicyError, match="made by the weights before"):
         policy.engine._up_to_date()

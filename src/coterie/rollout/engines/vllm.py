@@ -110,7 +110,7 @@ class VLLMEngine:
             else:
                 how = {"weights_path": str(self._write())}
             self._llm.collective_rpc("reload_weights", kwargs=how)
-            if not self._llm.reset_prefix_cache():
+            if not self._llm.reset_prefix_cache(reset_connector=True):  # which keeps keys and values elsewhere
                 raise PolicyError(
                     "vLLM still holds keys and values of requests that have ended, made by the weights before",
                     where="model.engine=vllm",
