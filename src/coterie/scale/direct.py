@@ -87,11 +87,12 @@ class Snapshot:
 
 class Pair:
     """A process group of the trainer, which sends, and a worker, which receives. After an error it is of no use any
-    more, and what has been received is not to be used. `address` is this process's own, `device` where buckets lie.
+    more, and what has been received is not to be used. `address` is this process's own, `device` where buckets lie;
+    when `ended` is set, waiting for the worker, or for a GPU, is over.
     """
 
     def __init__(self, place: Place, rank: int, address: str, device: torch.device, ended: threading.Event) -> None:
-        self.place, self.device = place, device
+        self.place, self.device, self._ended = place, device, ended
         self.patience = timedelta(seconds=place.patience)
         store = dist.TCPStore(place.address, place.port, timeout=self.patience, wait_for_workers=False)
         self._store = dist.PrefixStore(f"pair-{place.number}", store)
@@ -140,13 +141,13 @@ class Pair:
             return
         until = time.monotonic() + self.place.patience
         while not work.is_completed():  # else a GPU would wait, and this process go on
-            if time.monotonic() > until:
+            if self._ended.is_set() or time.monotonic() > until:
                 raise RuntimeError(f"a bucket of weights did not pass in {self.place.patience:g} s")
             time.sleep(_SHORT)
         work.wait()
 
     def close(self) -> None:
-        """Leave the group. The other end is told once nothing is under way at this one."""
+        """Leave the group, so that the other end knows."""
         if self.place.backend == "nccl":
             self.group.abort()
         del self.group
@@ -173,8 +174,8 @@ class Line:
             pair = self._pair
             if pair is None:
                 self._pair = pair = Pair(self.place, 0, self.place.address, self.device, self._ended)
-                if self._ended.is_set():
-                    raise RuntimeError("the line was closed")
+            if self._ended.is_set():
+                raise RuntimeError("the line was closed")
             pair.send(number, self._packer, snapshot.state)
         except RuntimeError as error:  # of torch.distributed, which has no narrower class for a closed connection
             self.error = reason(error)
@@ -183,10 +184,10 @@ class Line:
             snapshot.reads(-1)
 
     def close(self) -> None:
-        """Stop sending. A bucket that is under way fails when the worker is gone, or has no patience left."""
+        """Stop sending. A bucket that is under way by gloo first fails, when the worker is gone or patience is over."""
         self._ended.set()
-        self._leave()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.submit(self._leave)
+        self._thread.shutdown(wait=False)
 
     def _leave(self) -> None:
         pair, self._pair = self._pair, None
