@@ -185,9 +185,10 @@ class Line:
 
     def close(self) -> None:
         """Stop sending. A bucket that is under way by gloo first fails, when the worker is gone or patience is over."""
-        self._ended.set()
-        self._thread.submit(self._leave)
-        self._thread.shutdown(wait=False)
+        if not self._ended.is_set():
+            self._ended.set()
+            self._thread.submit(self._leave)
+            self._thread.shutdown(wait=False)
 
     def _leave(self) -> None:
         pair, self._pair = self._pair, None
