@@ -20,6 +20,7 @@ from coterie.api import resume, start
 from coterie.build import build
 from coterie.errors import RecipeError, RunError
 from coterie.recipe import resolve
+from coterie.rollout.place import Place
 from coterie.rollout.shared_store import Shared, SharedStore
 
 TINY = [
@@ -60,7 +61,7 @@ def failing() -> Any:
 
 
 def test_groups_go_from_one_to_the_other(tmp_path: Path) -> None:
-    mine, theirs = (SharedStore(str(tmp_path / "meeting"), name) for name in ("a", "b"))
+    mine, theirs = (SharedStore(Place(str(tmp_path / "meeting")), name) for name in ("a", "b"))
     mine.put(0, [GROUP])
     mine.put(1, [GROUP, GROUP])
     assert theirs.new() == [GROUP] * 3 and theirs.new() == [] and mine.new() == []
@@ -71,16 +72,16 @@ def test_groups_go_from_one_to_the_other(tmp_path: Path) -> None:
 
 def test_an_outage_is_waited_out(failing: Any) -> None:
     said: list[str] = []
-    store = SharedStore("failing://meeting", "a", 60.0, 0.001, said.append)
+    store = SharedStore(Place("failing://meeting", 60.0, 0.001, said.append), "a")
     failing.down = 2
     store.put(0, [GROUP])
     assert len(said) == 2 and "failing://meeting takes nothing" in said[0] and "connection refused" in said[0]
     failing.down = 3
-    assert SharedStore("failing://meeting", "b", 60.0, 0.001, said.append).new() == [GROUP]
-    assert len(said) == 5 and "does not answer" in said[-1] and store.waited > 0
+    assert SharedStore(Place("failing://meeting", 60.0, 0.001, said.append), "b").new() == [GROUP]
+    assert len(said) == 5 and "does not answer" in said[-1] and store.place.waited > 0
     failing.down = 10**6
     with pytest.raises(RunError, match=r"does not answer, after .*connection refused(.|\n)*coterie resume"):
-        SharedStore("failing://meeting", "c", 0.02, 0.001, said.append).new()
+        SharedStore(Place("failing://meeting", 0.02, 0.001, said.append), "c").new()
     failing.down = 0
 
 
@@ -113,20 +114,20 @@ def test_a_meeting_in_redis(server: Callable[[], str]) -> None:
     """A real server. One that is begun anew is waited for, and what was shared is there."""
     redis = pytest.importorskip("redis")
     url, said = server(), []
-    mine, theirs = (SharedStore(url, name, 60.0, 0.05, said.append) for name in ("a", "b"))
+    mine, theirs = (SharedStore(Place(url, 60.0, 0.05, said.append), name) for name in ("a", "b"))
     mine.put(0, [GROUP])
     mine.put(1, [GROUP, GROUP])
     assert theirs.new() == [GROUP] * 3 and theirs.new() == [] and mine.new() == []
     server()
-    assert SharedStore(url, "c", 60.0, 0.05, said.append).new() == [GROUP] * 3
+    assert SharedStore(Place(url, 60.0, 0.05, said.append), "c").new() == [GROUP] * 3
     theirs.put(0, [GROUP])
     assert mine.new() == [GROUP]
-    assert SharedStore(f"{url}-other", "d", 60.0, 0.05).new() == []
+    assert SharedStore(Place(f"{url}-other", 60.0, 0.05), "d").new() == []
     client = redis.Redis.from_url(url.partition("#")[0])
-    assert client.ttl("meeting:a-00000000") > 6 * 86400
-    client.delete("meeting:a-00000000")
-    assert SharedStore(url, "e", 60.0, 0.05).new() == [GROUP] * 3  # passed over
-    assert client.smembers("meeting") == {b"a-00000001", b"b-00000000"}
+    assert client.ttl("meeting:a-00000000.parquet") > 6 * 86400
+    client.delete("meeting:a-00000000.parquet")
+    assert SharedStore(Place(url, 60.0, 0.05), "e").new() == [GROUP] * 3  # passed over
+    assert client.smembers("meeting") == {b"a-00000001.parquet", b"b-00000000.parquet"}
 
 
 def test_a_redis_that_does_not_answer_is_an_error() -> None:
@@ -136,16 +137,16 @@ def test_a_redis_that_does_not_answer_is_an_error() -> None:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         url = f"redis://me:secret@127.0.0.1:{taken.getsockname()[1]}/0"
         with pytest.raises(RunError, match=r"takes nothing, after(.|\n)*coterie resume") as caught:
-            SharedStore(url, "a", 0.02, 0.001, said.append).put(0, [GROUP])
+            SharedStore(Place(url, 0.02, 0.001, said.append), "a").put(0, [GROUP])
     assert said and "trying again" in said[0] and "secret" not in said[0] + str(caught.value)
     with pytest.raises(RunError, match="HOST:PORT"):
-        SharedStore("redis://127.0.0.1:port", "a").new()
+        SharedStore(Place("redis://127.0.0.1:port"), "a").new()
 
 
 def test_redis_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(RunError, match=r"coterie\[redis\]"):
-        SharedStore("redis://127.0.0.1", "a").new()
+        SharedStore(Place("redis://127.0.0.1"), "a").new()
 
 
 def test_a_run_that_is_alone_is_plain(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_external_groups_are_trained_on_as_ones_own(tmp_path: Path) -> None:
     rows = [task.train[i] for i in range(5)]
     dead = Shared(rows[0], ("", "1", "2", "3"), (True,) * 4)
     groups = [Shared(row, (task.reference(row), "1", "2", "3"), (True, True, True, False)) for row in rows]
-    SharedStore(str(tmp_path / "meeting"), "other").put(0, [dead, *groups, GROUP])
+    SharedStore(Place(str(tmp_path / "meeting")), "other").put(0, [dead, *groups, GROUP])
     run = start(resolve(overrides=recipe), tmp_path / "run", quiet=True)
     # what came in in the first step: 2 external groups in each of the next, each with one right answer of four
     assert [row["swarm/external_share"] for row in run.metrics[1:]] == [0.0, 0.5]

@@ -13,6 +13,7 @@ from coterie.errors import RecipeError
 from coterie.metrics import record
 from coterie.pieces import strategy
 from coterie.rollout.forks import Line, lines_of, room, table
+from coterie.rollout.place import Place
 from coterie.rollout.shared_store import Shared, SharedStore
 from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.streams import stream
@@ -36,7 +37,7 @@ class swarm:
         if not path:
             raise RecipeError("the runs need a place to meet", hint="rollout.strategy.swarm.path=FOLDER_OR_URL")
         self.external, self.keep = external, keep
-        self.store = SharedStore(path, uuid.uuid4().hex[:12], patience)
+        self.store = SharedStore(Place(path, patience), uuid.uuid4().hex[:12])
         self.pool: list[Shared] = []
         self.shared = 0
 
@@ -61,7 +62,7 @@ class swarm:
         order = np.random.default_rng(stream(int(seeds[0][0]), "swarm")).permutation(len(self.pool))
         chosen = [self.pool[int(i)] for i in order[:wanted]]
         record("swarm/external_share", len(chosen) / (len(prompts) + len(chosen)))
-        record("swarm/waited", self.store.waited)
+        record("swarm/waited", self.store.place.waited)
         self.pool = [group for group in self.pool if not any(group is c for c in chosen)]
         if self.external:
             known = (g for g in self.store.new() if prompts[0].row.keys() <= g.row.keys())  # of the same task
