@@ -212,5 +212,5 @@ def _drive(directory: RunDir, run: Run, quiet: bool) -> Result:
     interrupted = run.step < run.settings.steps
     directory.set_status("interrupted" if interrupted else "finished", run.step)
     reporter.draw()
-    policies = {agent.name: agent.policy for agent in run.others and run.agents}
+    policies = {agent.name: agent.policy for agent in run.agents if agent.name}
     return Result(directory.path, MetricsLog(directory.metrics).read(), interrupted, run.policy, policies=policies)

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from coterie import demonstrations, mismatch, wiring
+from coterie.apart import Apart
 from coterie.columns import BEFORE, SHOWN
-from coterie.errors import RecipeError
+from coterie.errors import RecipeError, did_you_mean
 from coterie.offline.recorded import Recorded, load
 from coterie.optim.master import MasterWeights, optimize
 from coterie.optimizer_step import optimizer_at
+from coterie.pieces import BoundPiece
 from coterie.policies import kinds
 from coterie.policies.named import load_policy
 from coterie.recipe import Recipe
@@ -51,6 +53,9 @@ def build(
     this is the run of the first, which leads the others'.
     """
     if not recipe.policies:
+        if recipe.settings.apart.path is not None:
+            raise RecipeError("apart is for several policies, and the recipe has one", where=recipe.where("apart.path"),
+                              hint="policies: {NAME: {}, OTHER: {}}, or leave apart out")  # fmt: skip
         if "optimizer" not in recipe.single:
             raise RecipeError(
                 "the recipe has no optimizer", hint="optimizer=adamw; only one of several policies may rest"
@@ -60,12 +65,66 @@ def build(
     task = build_task(recipe)
     check_together(recipe, task)
     folders = {name: None if checkpoint is None else checkpoint / POLICIES / name for name in recipe.policies}
-    lead, *others = (_build(own, task, None, folders[name], workers) for name, own in recipe.policies.items())
-    lead.others = others
-    stage = Stage(lead)
-    for agent in lead.agents:
-        agent.stage = stage
+    spec, runs = recipe.settings.apart, dict(recipe.policies)
+    if spec.path is not None:
+        check_apart(recipe)
+        if next(iter(runs)) in spec.train:  # it plays, with copies of those that are trained elsewhere
+            runs = {n: own if n in spec.train else replace(own, single=_frozen(own)) for n, own in runs.items()}
+        else:
+            runs = {n: own for n, own in runs.items() if n in spec.train}
+    players = [_build(own, task, None, folders[name], workers) for name, own in runs.items()]
+    elsewhere = trained_elsewhere(recipe)
+    lead, *lead.others = (player for player in players if player.name not in elsewhere)
+    stage = Stage(lead, players) if spec.path is None else Apart(lead, players)
+    for player in players:
+        player.stage = stage
+    if not stage.plays:
+        lead.notes.append(
+            f"{next(iter(recipe.policies))} is trained by the run that plays and evaluates; this one does neither"
+        )
     return lead
+
+
+def _frozen(recipe: Recipe) -> dict[str, BoundPiece]:
+    return {slot: bound for slot, bound in recipe.single.items() if slot != "optimizer"}
+
+
+def trained_elsewhere(recipe: Recipe) -> list[str]:
+    """The policies that other runs train."""
+    spec, trained = recipe.settings.apart, [n for n, own in recipe.policies.items() if "optimizer" in own.single]
+    return [] if spec.path is None else [name for name in trained if name not in spec.train]
+
+
+def check_apart(recipe: Recipe) -> None:
+    """Raise RecipeError where what this run trains, of several policies, is not there or not to be trained apart."""
+    where = recipe.where("apart.train")
+    first, *_ = recipe.policies
+    trained = [name for name, own in recipe.policies.items() if "optimizer" in own.single]
+    for name in recipe.settings.apart.train:
+        if name not in recipe.policies:
+            raise RecipeError(f"no policy is named '{name}'", where=where, hint=did_you_mean(name, recipe.policies))
+        if name not in trained:
+            raise RecipeError(f"policy '{name}' has no optimizer and is not trained", where=where,
+                              hint="leave it out: the run that plays has it")  # fmt: skip
+    if first not in trained:
+        raise RecipeError(
+            f"the run that trains the first policy plays, and '{first}', the first, is not trained",
+            where="policies",
+            hint="write a policy that is trained first",
+        )
+    elsewhere = trained_elsewhere(recipe)
+    if not elsewhere:
+        raise RecipeError("this run trains every policy: there is nothing apart", where=where,
+                          hint="name fewer in apart.train, or leave apart out")  # fmt: skip
+    received = elsewhere if first in recipe.settings.apart.train else recipe.settings.apart.train
+    for name in received:
+        for bound in recipe.policies[name].chain["selection.filters"]:
+            if bound.settings.get("max_rounds", 1) != 1:
+                raise RecipeError(
+                    f"selection.filters={bound.name} draws again, and '{name}' is trained on what another run plays",
+                    where=f"policies.{name}",
+                    hint=f"selection.filters.{bound.name}.max_rounds=1",
+                )
 
 
 def check_together(recipe: Recipe, task: Task) -> None:

@@ -58,6 +58,10 @@ class CheckpointStore:
             self.ignored.append(folder)
         return None
 
+    def oldest(self) -> int:
+        """Step of the oldest checkpoint there is, 0 before the first."""
+        return min((int(_NAME.fullmatch(folder.name)[1]) for folder in self._folders()), default=0)  # type: ignore[index]
+
     def clean(self) -> list[Path]:
         """Remove what an interrupted save left behind. For the process that holds the run's lock.
 

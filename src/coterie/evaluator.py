@@ -32,8 +32,11 @@ def evaluate(
     """{"eval/…"}: avg@k, pass@k, maj@k and length with bootstrap intervals; greedy accuracy beside it. Each of several
     workers completes and verifies its share of the prompts, and all have the numbers.
 
-    In a world of several agents, of whom one policy may be all: accuracy and reward of each, "agent/NAME/eval/…".
+    In a world of several agents, of whom one policy may be all: accuracy and reward of each, "agent/NAME/eval/…";
+    nothing where some of them are not here.
     """
+    if isinstance(policy, Mapping) and task.world is not None and policy.keys() < set(task.world.agents):
+        return {}
     if not task.judges or len(task.held_out) == 0:
         return {}
     if task.world is not None and task.world.agents:

@@ -15,6 +15,7 @@ from coterie.observe.summary import describe
 from coterie.provide import provide
 from coterie.rollouts import Rollouts
 from coterie.run import Run
+from coterie.stage import Stage
 from coterie.update import update
 from coterie.warm_start import warm_start
 from coterie.wiring import wanted
@@ -31,11 +32,10 @@ def train(run: Run, reporter: Reporter) -> None:
             prepare(agent, step, clock)
         for agent in run.agents:
             learn(agent, step, clock)
-        if run.others:
-            together(run)
+        if run.stage is not None:
+            together(run, run.stage)
         if due(run.step, run.settings.evaluation.every, run.settings.steps):
-            with clock.phase("eval"):
-                run.metrics |= evaluate(run.acting, run.task, run.settings, run.workers)
+            measure(run, clock)
         reporter.step(run, run.batch, clock)
         stopping = run.workers.any(reporter.stopping)
         if due(run.step, run.settings.checkpoint.every, run.settings.steps) or stopping:
@@ -66,8 +66,9 @@ def learn(run: Run, step: int, clock: Clock) -> None:
     run.metrics = describe(run.seen, run.batch) | run.metrics
 
 
-def together(run: Run) -> None:
+def together(run: Run, stage: Stage) -> None:
     """The metrics of all policies in the run that leads: each one's as agent/NAME/…, and what sums them up."""
+    stage.learned(run.step)
     rewards = [a.metrics["reward/mean"] for a in run.agents if "reward/mean" in a.metrics]
     found = {f"agent/{agent.name}/{name}": value for agent in run.agents for name, value in agent.metrics.items()}
     found["tokens/decisions"] = sum(a.metrics.get("tokens/decisions", 0.0) for a in run.agents)
@@ -76,13 +77,23 @@ def together(run: Run) -> None:
     for agent in run.others:
         run.notes += agent.notes
         agent.notes.clear()
-    run.metrics = found
+    run.metrics = found | stage.measured()
+
+
+def measure(run: Run, clock: Clock) -> None:
+    """Held-out evaluation, by everybody who acts."""
+    with clock.phase("eval"):
+        if run.stage is not None:
+            run.stage.gather(run.step)
+        run.metrics |= evaluate(run.acting, run.task, run.settings, run.workers)
 
 
 def begin(run: Run, reporter: Reporter) -> None:
     """Before the first step: the warm start, the reference it is measured against, and where we stand."""
     clock = Clock()
     run.metrics = {}
+    if run.stage is not None:
+        run.stage.claim()
     with clock.phase("warm_start"):
         run.metrics |= warm_start(run, reporter.note)
         for agent in run.agents:
@@ -97,8 +108,7 @@ def begin(run: Run, reporter: Reporter) -> None:
             agent.start()
         if wanted(agent.recipe, "teacher"):
             agent.teacher()  # what cannot be loaded is said now
-    with clock.phase("eval"):
-        run.metrics |= evaluate(run.acting, run.task, run.settings, run.workers)
+    measure(run, clock)
     reporter.step(run, None, clock)
     reporter.checkpoint(run)
 

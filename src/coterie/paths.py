@@ -37,3 +37,8 @@ def absolute_data(name: Any) -> Any:
     path = Path(name).expanduser()
     local = path.exists() or path.is_absolute() or any(c in str(name) for c in "*?[")
     return str(path.absolute()) if local else str(name)
+
+
+def absolute_place(path: Any) -> Any:
+    """A folder made absolute, whether it is there or not; else the URL."""
+    return str(Path(path).expanduser().absolute()) if isinstance(path, str) and path and "://" not in path else path

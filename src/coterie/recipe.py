@@ -18,7 +18,7 @@ from coterie import methods
 from coterie.errors import RecipeError, did_you_mean, plainly
 from coterie.layers import Layer, from_dotted, read_override, read_yaml_file
 from coterie.merge import CHAIN, SINGLE, Merge
-from coterie.paths import absolute, absolute_data, absolute_function, absolute_model
+from coterie.paths import absolute, absolute_data, absolute_function, absolute_model, absolute_place
 from coterie.pieces import BoundPiece
 from coterie.sections import DEFAULTS, OF_UPDATE, Settings
 
@@ -239,6 +239,8 @@ def _finish(merge: Merge, method: str, functions: list[Any]) -> Recipe:
         model["architecture"] = absolute(model["architecture"])
     if "model" in plain.get("teacher", {}):
         plain["teacher"]["model"] = absolute_model(plain["teacher"]["model"])
+    if "apart" in plain:
+        plain["apart"]["path"] = absolute_place(plain["apart"].get("path"))
     plain.get("rewards", {}).pop("functions", None)
     recorded = _as_list(plain.get("offline", {}).get("rollouts"))
     if recorded:

@@ -100,7 +100,7 @@ class Run:
 
     @property
     def agents(self) -> list[Run]:
-        """The runs of all policies that train together: this one alone, but for `policies`."""
+        """The runs of all policies that train in this process: this one alone, but for `policies`."""
         return [self, *self.others]
 
     @property
@@ -121,7 +121,7 @@ class Run:
     @property
     def acting(self) -> Policy | dict[str, Policy]:
         """Who takes the decisions: the policy, or each of several by name."""
-        return {agent.name: agent.policy for agent in self.agents} if self.others else self.policy
+        return self.policy if self.stage is None else {player.name: player.policy for player in self.stage.players}
 
     def table(self, rollouts: Rollouts, step: int) -> dict[str, Any]:
         """The columns a piece may read at this point."""
@@ -192,9 +192,9 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write everything needed to go on exactly from here; of several policies each to a folder of its own."""
-        if self.others:
-            for agent in self.agents:
-                agent.save_alone(folder / POLICIES / agent.name)
+        if self.stage is not None:
+            for player in self.stage.players:
+                player.save_alone(folder / POLICIES / player.name)
         else:
             self.save_alone(folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from coterie.layers import Layer
 from coterie.schedules import Schedule
@@ -246,6 +246,38 @@ class Scale(Section):
         return self
 
 
+class Apart(Section):
+    """Of several policies that are trained in runs of their own."""
+
+    path: str | None = Field(
+        None, description="where these runs meet: a folder or URL that fsspec knows, or redis://HOST:PORT/DATABASE#NAME"
+    )
+    train: list[str] = Field(
+        default_factory=list, description="policies that this run trains; the one that trains the first plays"
+    )
+    staleness: int = Field(
+        0, ge=0, description="steps by which the weights that are played with may be behind those that learn"
+    )
+    patience: float = Field(
+        1800.0, gt=0, description="seconds for which another run, or a place that does not answer, is waited for"
+    )
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Apart:
+        if self.path is not None and not self.train:
+            raise ValueError("apart.path is set, and not which policies this run trains: apart.train=[NAME]")
+        for name in ("train", "staleness", "patience"):
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if self.path is None and getattr(self, name) != default:
+                raise ValueError(f"apart.{name} is of runs that meet: apart.path=FOLDER_OR_URL")
+        return self
+
+
 class Settings(Section):
     """Everything of a run that is not a piece."""
 
@@ -267,6 +299,7 @@ class Settings(Section):
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     log: Log = Field(default_factory=Log)
     scale: Scale = Field(default_factory=Scale)
+    apart: Apart = Field(default_factory=Apart)
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

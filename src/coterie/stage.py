@@ -16,11 +16,40 @@ if TYPE_CHECKING:
 
 
 class Stage:
-    """Prompts are drawn by the curriculum of the run that leads; every other stage of the loop is each agent's own."""
+    """Prompts are drawn by the curriculum of the run that leads; every other stage of the loop is each agent's own.
+    `players` are all who act, in the order of the recipe.
+    """
 
-    def __init__(self, lead: Run) -> None:
-        self.lead = lead
+    plays = True
+    """Whether episodes are played here; `coterie.apart` has stages that receive them."""
+
+    def __init__(self, lead: Run, players: list[Run]) -> None:
+        self.lead, self.players = lead, players
         self._played: dict[tuple[int, int, int], dict[str, Rollouts]] = {}
+
+    @property
+    def taught(self) -> list[Run]:
+        """Who is warm-started here."""
+        return [player for player in self.players if player.learns]
+
+    def claim(self) -> None:
+        """A new run is about to begin."""
+
+    def receive(self) -> None:
+        """Take the weights to begin with, where nobody is taught here."""
+
+    def gather(self, step: int) -> None:
+        """All players are to be as they are after `step` steps."""
+
+    def learned(self, step: int) -> None:
+        """All who are trained here have learned from `step` steps."""
+
+    def kept(self, oldest: int) -> None:
+        """The oldest checkpoint there is was written after `oldest` steps."""
+
+    def measured(self) -> dict[str, float]:
+        """Metrics of the step."""
+        return {}
 
     def rollouts(self, agent: Run, step: int, round_: int, count: int) -> Rollouts | None:
         """The table of an agent, of `count` groups of episodes; None where it did not act in any.
@@ -30,15 +59,15 @@ class Stage:
         key = (step, round_, count)
         if key not in self._played:
             self._played = {k: tables for k, tables in self._played.items() if k[0] == step}
-            self._played[key] = self._play(*key)
+            self._played[key] = self._tables(*key)
         table = self._played[key].get(agent.name)
         if table is not None:
             assert agent.task.world is not None
             report(table.episodes, agent.task.world)
         return table
 
-    def _play(self, step: int, round_: int, count: int) -> dict[str, Rollouts]:
-        lead, agents = self.lead, self.lead.agents
+    def _tables(self, step: int, round_: int, count: int) -> dict[str, Rollouts]:
+        lead, players = self.lead, self.players
         s, task = lead.settings, lead.task
         assert task.world is not None
         indices = lead.curriculum({"size": len(task.train), "count": count, "seed": s.seed}, step)
@@ -48,10 +77,10 @@ class Stage:
             for place in range(len(indices))
         ]
         return play_together(
-            {a.name: a.policy for a in agents},
-            {a.name: prompts_for(a.policy, a.name, rows) for a in agents},
+            {p.name: p.policy for p in players},
+            {p.name: prompts_for(p.policy, p.name, rows) for p in players},
             seeds,
             of_step(lead.recipe, task, step),
             task.world,
-            entropy=any("entropy_old" in wanted(a.recipe, "roll out") for a in agents),
+            entropy=any("entropy_old" in wanted(p.recipe, "roll out") for p in players),
         )

@@ -231,7 +231,8 @@ def _check_on_policy(run: Run, collector: Collector) -> None:
     """
     gap = collector.peaks["ratio/max_abs_log"]
     corrected = "logp_train" in wanted(run.recipe, "policy")
-    late = run.settings.update.staleness > 0 or run.settings.scale.max_staleness > 0 or run.recorded is not None
+    s = run.settings
+    late = s.update.staleness or s.scale.max_staleness or s.apart.staleness or run.recorded is not None
     if not corrected and (late or not run.policy.exact):
         return
     if gap > run.policy.tolerance:

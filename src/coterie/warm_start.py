@@ -24,17 +24,22 @@ def warm_start(run: Run, note: Callable[[str], None]) -> dict[str, float]:
     warm_start.stop_at sampled accuracy.
 
     Accuracy is measured on training prompts at the rollouts' temperature: a greedy stop leaves nothing to sample. Of
-    several policies each that is trained imitates its own part; all stop together, by the lowest accuracy.
+    several policies each that is trained imitates its own part; all stop together, by the lowest accuracy. What is
+    taught in another run is received.
     """
     spec = run.settings.warm_start
     if spec.steps == 0:
+        return {}
+    taught = [run] if run.stage is None else run.stage.taught
+    if run.stage is not None and not taught:
+        run.stage.receive()
         return {}
     if run.task.reference is None and run.task.script is None:
         lacks = "reference completions" if run.task.world is None else "script"
         raise RecipeError(f"task '{run.task.name}' has no {lacks} to warm-start on", hint="warm_start.steps=0")
     if spec.stop_at is not None and not run.task.judges:
         raise RecipeError("warm_start.stop_at needs a task with a verifier", hint="leave stop_at out")
-    students = [sft_steps(agent, spec.lr, spec.batch) for agent in run.agents if agent.learns]
+    students = [sft_steps(agent, spec.lr, spec.batch) for agent in taught]
     loss, reached, done = float("nan"), None, 0
     for done in range(1, spec.steps + 1):
         loss = sum(sft(done) for sft in students) / len(students)

@@ -87,6 +87,8 @@ class Reporter:
         if run.task.world is not None:
             transcripts.write(run, self.directory.samples / f"step-{run.step:06d}.json")
         self.checkpoints.save(run.step, run.save)
+        if run.stage is not None:
+            run.stage.kept(self.checkpoints.oldest())
 
     @contextmanager
     def running(self) -> Iterator[None]:
