@@ -30,6 +30,7 @@ BENCHES = {
     "growth": "step time against prompts, group size, length and vocabulary",
     "keep": "the update's first forward with and without the products that generation kept",
     "agents": "held-out success in worlds of many turns; GiGPO against GRPO, M-GRPO",
+    "apart": "a main agent and its sub-agents in runs of their own against one process",
     "sandbox": "programs a second through the sandbox, and HumanEval's solutions",
     "flow_time": "MixGRPO and BranchGRPO against Flow-GRPO at equal held-out reward",
     "scale_sim": "steps at 8 to 4,096 GPUs, simulated, and the simulator against measured calls here",

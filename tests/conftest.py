@@ -5,7 +5,10 @@ nobody looks at.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +43,28 @@ def curves_as_dots() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curves, "render", dot)
         yield
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """Starts a Redis server, at the same place each time; the URL of a meeting on it."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> str:
+        for process in running:
+            process.kill()
+            process.wait()
+        settings = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--appendonly", "yes"]
+        running[:] = [subprocess.Popen([program, *settings, "--appendfsync", "always"], stdout=subprocess.DEVNULL)]
+        return f"redis://127.0.0.1:{port}/0#meeting"
+
+    yield begin
+    for process in running:
+        process.kill()
+        process.wait()

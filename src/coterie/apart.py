@@ -46,14 +46,13 @@ class Apart(Stage):
         self.plays = bool(self.copies)
         self.place = Place(str(spec.path), spec.patience)
         self.patience, self.staleness = spec.patience, spec.staleness
-        self.stopping: Callable[[], bool] = lambda: False
-        """Asked while waiting, which is then given up."""
-        self._teaches_all = lead.settings.warm_start.stop_at is not None
+        warm = lead.settings.warm_start
+        self._teaches_all = warm.steps > 0 and warm.stop_at is not None
         self._versions = {copy.name: -1 for copy in self.copies}
         """Step after which the weights of each copy were given."""
         self._oldest = {player.name: 0 for player in players}
         """Step of the oldest checkpoint of the run that trains each."""
-        self._offered = -1
+        self._offered = self._played_at = -1
         self._waited = self._late = 0.0
 
     @property
@@ -120,7 +119,7 @@ class Apart(Stage):
         self._waited = self.place.waited = 0.0
         return out
 
-    def _tables(self, step: int, round_: int, count: int) -> dict[str, Rollouts]:
+    def _tables(self, step: int, round_: int, count: int, indices: list[int]) -> dict[str, Rollouts]:
         """The batch of a step from the place, where it lies there. Else it is played, or waited for."""
         name = f"batch-{step:08d}-{round_}-{count}.parquet"
         if not self.plays:
@@ -131,11 +130,15 @@ class Apart(Stage):
         if content is not None:
             return self._received(content)
         if step == 0 and self._teaches_all:
+            there = self.place.names()
             for copy in self.copies:
-                self._offer(copy, 0)
                 self._versions[copy.name] = 0
-        self.gather(step)
-        tables = super()._tables(step, round_, count)
+                if not _numbers(copy.name, there):
+                    self._offer(copy, 0)
+        if step != self._played_at:  # where filters draw again, weights are those of the first draw
+            self.gather(step)
+            self._played_at = step
+        tables = super()._tables(step, round_, count, indices)
         own = {agent.name for agent in self.lead.agents}
         given = tables if round_ == 0 else {n: t for n, t in tables.items() if n in own}  # others draw once
         about = {"agreed": self._agreed, "step": step, "versions": self._versions}

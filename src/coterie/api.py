@@ -198,6 +198,8 @@ def _drive(directory: RunDir, run: Run, quiet: bool) -> Result:
     directory.set_status("running", run.step)
     try:
         reporter = Reporter(directory, run, quiet=quiet)
+        if run.stage is not None:
+            run.stage.stopping = lambda: reporter.stopping
         with reporter.running():
             loop(run, reporter)
     except Exception as error:

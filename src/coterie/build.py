@@ -52,10 +52,9 @@ def build(
     rollouts are left where they are: the policy can be evaluated and exported. Where several policies train together,
     this is the run of the first, which leads the others'.
     """
+    if recipe.settings.apart.path is not None:
+        check_apart(recipe)
     if not recipe.policies:
-        if recipe.settings.apart.path is not None:
-            raise RecipeError("apart is for several policies, and the recipe has one", where=recipe.where("apart.path"),
-                              hint="policies: {NAME: {}, OTHER: {}}, or leave apart out")  # fmt: skip
         if "optimizer" not in recipe.single:
             raise RecipeError(
                 "the recipe has no optimizer", hint="optimizer=adamw; only one of several policies may rest"
@@ -67,7 +66,6 @@ def build(
     folders = {name: None if checkpoint is None else checkpoint / POLICIES / name for name in recipe.policies}
     spec, runs = recipe.settings.apart, dict(recipe.policies)
     if spec.path is not None:
-        check_apart(recipe)
         if next(iter(runs)) in spec.train:  # it plays, with copies of those that are trained elsewhere
             runs = {n: own if n in spec.train else replace(own, single=_frozen(own)) for n, own in runs.items()}
         else:
@@ -97,8 +95,13 @@ def trained_elsewhere(recipe: Recipe) -> list[str]:
 
 def check_apart(recipe: Recipe) -> None:
     """Raise RecipeError where what this run trains, of several policies, is not there or not to be trained apart."""
-    where = recipe.where("apart.train")
-    first, *_ = recipe.policies
+    if not recipe.policies:
+        raise RecipeError(
+            "apart is for several policies, and the recipe has one",
+            where=recipe.where("apart.path"),
+            hint="policies: {NAME: {}, OTHER: {}}, or leave apart out",
+        )
+    where, first = recipe.where("apart.train"), next(iter(recipe.policies))
     trained = [name for name, own in recipe.policies.items() if "optimizer" in own.single]
     for name in recipe.settings.apart.train:
         if name not in recipe.policies:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from coterie.rollout.episodes import report
@@ -25,6 +26,8 @@ class Stage:
 
     def __init__(self, lead: Run, players: list[Run]) -> None:
         self.lead, self.players = lead, players
+        self.stopping: Callable[[], bool] = lambda: False
+        """Asked where other runs are waited for, which is then given up."""
         self._played: dict[tuple[int, int, int], dict[str, Rollouts]] = {}
 
     @property
@@ -59,18 +62,22 @@ class Stage:
         key = (step, round_, count)
         if key not in self._played:
             self._played = {k: tables for k, tables in self._played.items() if k[0] == step}
-            self._played[key] = self._tables(*key)
+            self._played[key] = self._tables(*key, self.draw(step, count))
         table = self._played[key].get(agent.name)
         if table is not None:
             assert agent.task.world is not None
             report(table.episodes, agent.task.world)
         return table
 
-    def _tables(self, step: int, round_: int, count: int) -> dict[str, Rollouts]:
+    def draw(self, step: int, count: int) -> list[int]:
+        """The next prompts, for `count` groups."""
+        lead = self.lead
+        return lead.curriculum({"size": len(lead.task.train), "count": count, "seed": lead.settings.seed}, step)
+
+    def _tables(self, step: int, round_: int, count: int, indices: list[int]) -> dict[str, Rollouts]:
         lead, players = self.lead, self.players
         s, task = lead.settings, lead.task
         assert task.world is not None
-        indices = lead.curriculum({"size": len(task.train), "count": count, "seed": s.seed}, step)
         rows = [(task.train[i], i) for i in indices]
         seeds = [
             [stream(s.seed, "rollout", step, round_, place, k) for k in range(s.rollout.group_size)]

@@ -96,6 +96,11 @@ def evaluate_target(target: str, arguments: list[str], task: str | None, as_json
     metrics = evaluate(run.acting, run.task, run.settings)
     for agent in run.agents:
         agent.rewards.close()
+    if run.stage is not None and not run.stage.plays:
+        raise RecipeError(
+            f"{target} trained {' and '.join(agent.name for agent in run.agents)} on what another run plays",
+            hint="evaluate the run that plays: its checkpoints have all policies",
+        )
     if not metrics:
         raise RecipeError(
             f"task '{run.task.name}' has no verifier or no held-out problems to evaluate on",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from coterie import demonstrations, mismatch, wiring
-from coterie.build import build_task, check_together
+from coterie.build import build_task, check_apart, check_together, trained_elsewhere
 from coterie.cli.output import console, print_json, table
 from coterie.offline.recorded import Recorded, load
 from coterie.policies import kinds
 from coterie.recipe import Recipe
 from coterie.rewards.pairwise.contest import contest_of
 from coterie.rewards.process import process_of
+from coterie.rollout.place import Place
 from coterie.tasks.base import Task
 
 
@@ -32,6 +33,8 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     demonstrations.check(recipe, task)
     if recipe.policies:
         check_together(recipe, task)
+    if recipe.settings.apart.path is not None:
+        check_apart(recipe)
     for own in recipe.policies.values():
         wiring.check(own, has_verifier=task.judges, has_process=process is not None, provides=task.provides)
         wiring.check_teacher(own)
@@ -42,11 +45,15 @@ def show_plan(recipe: Recipe, as_json: bool) -> None:
     if contest is not None:
         shown = contest.shown(recipe.settings.rollout.group_size) * recipe.settings.draw.prompts
         numbers["pairwise judge"] = f"{contest.judge.name}, {contest.scheme}: {shown} verdicts an update"
+    elsewhere = trained_elsewhere(recipe)
     if recipe.policies:
         numbers["policies"] = ", ".join(
-            f"{name} ({own.method}{'' if 'optimizer' in own.single else ', frozen'})"
+            f"{name} ({own.method}{'' if 'optimizer' in own.single else ', frozen'}"
+            f"{', trained elsewhere' if name in elsewhere else ''})"
             for name, own in recipe.policies.items()
         )
+    if elsewhere:
+        numbers["apart"] = _apart(recipe)
     if task.world is not None:
         numbers["world"] = task.world.described
     _show(recipe, task, as_json, numbers)
@@ -119,6 +126,13 @@ def derived(recipe: Recipe, train: int, held_out: int) -> dict[str, Any]:
         "demonstrations": _demonstrations(recipe),
         "evaluations": 2 + (s.steps - 1) // s.evaluation.every if s.evaluation.every else 2,
     }
+
+
+def _apart(recipe: Recipe) -> str:
+    spec, first = recipe.settings.apart, next(iter(recipe.policies))
+    what = "plays and evaluates" if first in spec.train else f"on what the run of {first} plays"
+    here = f"this run trains {' and '.join(spec.train)}{',' if first in spec.train else ''} {what}"
+    return f"{here}; weights at most {spec.staleness} steps late; they meet at {Place(str(spec.path)).shown}"
 
 
 def _sampler(recipe: Recipe) -> str:

@@ -20,9 +20,11 @@ SHOWN = 3
 
 
 def write(run: Run, path: Path) -> None:
-    """Play the first held-out problems, as an evaluation does, and write what was said. Nothing held out: nothing."""
+    """Play the first held-out problems, as an evaluation does, and write what was said. Nothing held out, or a
+    world of several agents, which one policy does not play: nothing.
+    """
     rows = [run.task.held_out[i] for i in range(min(SHOWN, len(run.task.held_out)))]
-    if not rows or run.task.world is None:
+    if not rows or run.task.world is None or run.task.world.agents:
         return
     world = replace(run.task.world, most_failed=1.0)  # what breaks down here is shown, and stops nothing
     made = complete(run.policy, rows, held_out(run.settings, run.task), 1, run.settings.seed, "transcript", world)

@@ -70,7 +70,9 @@ def team(recipe: Recipe) -> Iterator[Alone]:
         )
     if recipe.policies:
         raise RecipeError(
-            "several policies train in one process", where="policies", hint="scale.train_workers=1, without torchrun"
+            "several policies train in one process, or each in a run of its own",
+            where="policies",
+            hint="scale.train_workers=1, without torchrun; or apart.path=FOLDER apart.train=[NAME]",
         )
     strategy = recipe.single["rollout.strategy"]
     if strategy.instance is not None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,40 +83,15 @@ def test_an_outage_is_waited_out(failing: Any) -> None:
     failing.down = 0
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Callable[[], str]]:
-    """Starts a Redis server, at the same place each time; the URL of a meeting on it."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running: list[subprocess.Popen[bytes]] = []
-
-    def begin() -> str:
-        for process in running:
-            process.kill()
-            process.wait()
-        settings = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--appendonly", "yes"]
-        running[:] = [subprocess.Popen([program, *settings, "--appendfsync", "always"], stdout=subprocess.DEVNULL)]
-        return f"redis://127.0.0.1:{port}/0#meeting"
-
-    yield begin
-    for process in running:
-        process.kill()
-        process.wait()
-
-
-def test_a_meeting_in_redis(server: Callable[[], str]) -> None:
+def test_a_meeting_in_redis(redis_server: Callable[[], str]) -> None:
     """A real server. One that is begun anew is waited for, and what was shared is there."""
     redis = pytest.importorskip("redis")
-    url, said = server(), []
+    url, said = redis_server(), []
     mine, theirs = (SharedStore(Place(url, 60.0, 0.05, said.append), name) for name in ("a", "b"))
     mine.put(0, [GROUP])
     mine.put(1, [GROUP, GROUP])
     assert theirs.new() == [GROUP] * 3 and theirs.new() == [] and mine.new() == []
-    server()
+    redis_server()
     assert SharedStore(Place(url, 60.0, 0.05, said.append), "c").new() == [GROUP] * 3
     theirs.put(0, [GROUP])
     assert mine.new() == [GROUP]
