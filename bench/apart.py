@@ -68,8 +68,12 @@ def _train(folder: Path, staleness: int | None, options: Any) -> dict[str, Any]:
         subprocess.Popen([sys.executable, "-m", "coterie", *words, "-o", str(folder / agent)], env=environment)
         for agent, words in runs.items()
     ]
-    if any([process.wait() for process in processes]):
-        raise BenchError(f"a run of {folder.name} failed")
+    while any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes):  # the others would wait for it
+            for process in processes:
+                process.kill()
+            raise BenchError(f"a run of {folder.name} failed")
+        time.sleep(0.5)
     rows = [json.loads(line) for line in (folder / "main" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     after = rows[1:]
     seconds = sum(row["time/step"] for row in after)

@@ -42,7 +42,8 @@ class Apart(Stage):
     def __init__(self, lead: Run, players: list[Run]) -> None:
         super().__init__(lead, players)
         spec = lead.settings.apart
-        self.copies = [p for p in players if p not in lead.agents]
+        here = {agent.name for agent in lead.agents}
+        self.copies = [player for player in players if player.name not in here]
         self.plays = bool(self.copies)
         self.place = Place(str(spec.path), spec.patience)
         self.patience, self.staleness = spec.patience, spec.staleness
@@ -62,7 +63,7 @@ class Apart(Stage):
         """
         if not self._teaches_all:
             return super().taught
-        return [p for p in self.players if p.learns or p in self.copies] if self.plays else []
+        return [p for p in self.players if p.learns or p.name in self._versions] if self.plays else []
 
     def claim(self) -> None:
         """Before a new run begins. Raises RunError where others have met at the place."""
@@ -119,13 +120,14 @@ class Apart(Stage):
         self._waited = self.place.waited = 0.0
         return out
 
-    def _tables(self, step: int, round_: int, count: int, indices: list[int]) -> dict[str, Rollouts]:
+    def _tables(self, step: int, round_: int, count: int) -> dict[str, Rollouts]:
         """The batch of a step from the place, where it lies there. Else it is played, or waited for."""
         name = f"batch-{step:08d}-{round_}-{count}.parquet"
         if not self.plays:
             self._check_not_over(step)
             self.learned(step)
             return self._received(self._until(partial(self.place.get, name), f"no rollouts of step {step} came"))
+        indices = self.draw(step, count)  # the curriculum may remember it
         content = self.place.get(name)
         if content is not None:
             return self._received(content)
@@ -138,7 +140,7 @@ class Apart(Stage):
         if step != self._played_at:  # where filters draw again, weights are those of the first draw
             self.gather(step)
             self._played_at = step
-        tables = super()._tables(step, round_, count, indices)
+        tables = self._play(step, round_, indices)
         own = {agent.name for agent in self.lead.agents}
         given = tables if round_ == 0 else {n: t for n, t in tables.items() if n in own}  # others draw once
         about = {"agreed": self._agreed, "step": step, "versions": self._versions}

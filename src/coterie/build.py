@@ -70,7 +70,8 @@ def build(
             runs = {n: own if n in spec.train else replace(own, single=_frozen(own)) for n, own in runs.items()}
         else:
             runs = {n: own for n, own in runs.items() if n in spec.train}
-    players = [_build(own, task, None, folders[name], workers) for name, own in runs.items()]
+    late = spec.staleness > 0 and next(iter(recipe.policies)) not in runs
+    players = [_build(own, task, None, folders[name], workers, late) for name, own in runs.items()]
     elsewhere = trained_elsewhere(recipe)
     lead, *lead.others = (player for player in players if player.name not in elsewhere)
     stage = Stage(lead, players) if spec.path is None else Apart(lead, players)
@@ -155,9 +156,14 @@ def check_together(recipe: Recipe, task: Task) -> None:
 
 
 def _build(
-    recipe: Recipe, task: Task, recorded: Recorded | None, checkpoint: Path | None, workers: Alone | None
+    recipe: Recipe,
+    task: Task,
+    recorded: Recorded | None,
+    checkpoint: Path | None,
+    workers: Alone | None,
+    late: bool = False,
 ) -> Run:
-    """The run of one policy on a task that is built."""
+    """The run of one policy on a task that is built. `late`: older weights of it play, in another run."""
     offline = recipe.settings.offline.rollouts is not None
     process = contest = judge = None
     functions: list[WeightedReward] = []
@@ -197,7 +203,7 @@ def _build(
         optimizer = optimize(learner.parameters(), lambda parameters: optimizer_at(recipe, parameters, 0))
     else:  # of a policy that is frozen: never asked to step
         optimizer = torch.optim.SGD(learner.parameters(), lr=0.0)
-    said = mismatch.correct(recipe, policy.exact) if not offline else None
+    said = mismatch.correct(recipe, policy.exact, late) if not offline else None
     columns = (wiring.wanted(recipe, "policy", "objective") - BEFORE - SHOWN) | {"logp"}
     run = Run(
         recipe=recipe,

@@ -67,11 +67,12 @@ def samples_itself(recipe: Recipe) -> bool:
     return model.get("engine") != "vllm" and model.get("sample_dtype") in (None, model.get("dtype", "float32"))
 
 
-def correct(recipe: Recipe, exact: bool) -> str | None:
+def correct(recipe: Recipe, exact: bool, late: bool = False) -> str | None:
     """Truncated importance weights, added where the engine's log-probs are not the trainer's, or rollouts may be made
-    by older weights elsewhere, and the recipe has no correction of its own. Returns what to say of it.
+    by older weights elsewhere (`late`: another run makes them), and the recipe has no correction of its own. Returns
+    what to say of it.
     """
-    ahead = recipe.settings.scale.max_staleness > 0
+    ahead = late or recipe.settings.scale.max_staleness > 0
     if exact and not ahead:
         return None
     what = "rollouts may be of older weights" if ahead else "the engine's log-probs are not the trainer's"

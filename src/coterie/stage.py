@@ -62,7 +62,7 @@ class Stage:
         key = (step, round_, count)
         if key not in self._played:
             self._played = {k: tables for k, tables in self._played.items() if k[0] == step}
-            self._played[key] = self._tables(*key, self.draw(step, count))
+            self._played[key] = self._tables(*key)
         table = self._played[key].get(agent.name)
         if table is not None:
             assert agent.task.world is not None
@@ -74,7 +74,10 @@ class Stage:
         lead = self.lead
         return lead.curriculum({"size": len(lead.task.train), "count": count, "seed": lead.settings.seed}, step)
 
-    def _tables(self, step: int, round_: int, count: int, indices: list[int]) -> dict[str, Rollouts]:
+    def _tables(self, step: int, round_: int, count: int) -> dict[str, Rollouts]:
+        return self._play(step, round_, self.draw(step, count))
+
+    def _play(self, step: int, round_: int, indices: list[int]) -> dict[str, Rollouts]:
         lead, players = self.lead, self.players
         s, task = lead.settings, lead.task
         assert task.world is not None
