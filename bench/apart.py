@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,8 @@ def run(options: Any) -> Findings:
             made = kept[setup] = _train(folder, staleness, options)
             found.rows.append({
                 "runs": setup, "before": _shown(made["curve"][0]), "after": _shown(made["curve"][-1]),
-                "steps": made["steps"], "steps/s": made["steps_per_second"],
-                "versions late": made["versions_late"], "waited": f"{made['waited_share']:.0%}",
+                "steps": made["steps"], "CPU s": " / ".join(f"{s:.0f}" for s in made["cpu_seconds"].values()),
+                "steps/s": made["steps_per_second"], "versions late": made["versions_late"],
             })  # fmt: skip
             found.figures.append(Figure(f"rise of the main agent's held-out success, {setup}",
                                         made["curve"][-1]["main"] - made["curve"][0]["main"], RISE, 1))  # fmt: skip
@@ -43,10 +45,11 @@ def run(options: Any) -> Findings:
                                 float(sum(same)), float(len(AGENTS)), 1))  # fmt: skip
     found.detail = kept
     found.notes.append("before, after: held-out success of main, left and right, sampled at temperature 1; seed 0")
+    found.notes.append("CPU s: of each run; imports, warm start and evaluations included")
     found.notes.append(
-        "steps/s: from the first step to the last, evaluations and waiting included, of the run that plays"
+        "steps/s: of the run that plays, evaluations and waiting included; other work on the machine counts"
     )
-    found.notes.append("versions late: mean over steps, of the run that plays; waited: share of its time")
+    found.notes.append("versions late: mean over steps, of the run that plays")
     return found
 
 
@@ -64,16 +67,11 @@ def _train(folder: Path, staleness: int | None, options: Any) -> dict[str, Any]:
         runs = {agent: [*common, *meeting, f"apart.train=[{agent}]"] for agent in AGENTS}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     began = time.perf_counter()
-    processes = [
-        subprocess.Popen([sys.executable, "-m", "coterie", *words, "-o", str(folder / agent)], env=environment)
+    processes = {
+        agent: subprocess.Popen([sys.executable, "-m", "coterie", *words, "-o", str(folder / agent)], env=environment)
         for agent, words in runs.items()
-    ]
-    while any(process.poll() is None for process in processes):
-        if any(process.poll() for process in processes):  # the others would wait for it
-            for process in processes:
-                process.kill()
-            raise BenchError(f"a run of {folder.name} failed")
-        time.sleep(0.5)
+    }
+    cpu = _wait(processes)
     rows = [json.loads(line) for line in (folder / "main" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     after = rows[1:]
     seconds = sum(row["time/step"] for row in after)
@@ -82,8 +80,31 @@ def _train(folder: Path, staleness: int | None, options: Any) -> dict[str, Any]:
         "curve": [{"step": r["step"]} | {a: r[f"agent/{a}/eval/accuracy"] for a in AGENTS} for r in evaluated],
         "steps": len(after), "steps_per_second": len(after) / seconds, "seconds in all": time.perf_counter() - began,
         "versions_late": sum(row.get("apart/versions_late", 0.0) for row in after) / len(after),
-        "waited_share": sum(row.get("apart/waited", 0.0) for row in after) / seconds,
+        "waited_share": sum(row.get("apart/waited", 0.0) for row in after) / seconds, "cpu_seconds": cpu,
     }  # fmt: skip
+
+
+def _wait(processes: Mapping[str, subprocess.Popen[bytes]]) -> dict[str, float]:
+    """Until all have ended; the processor's seconds of each."""
+    cpu: dict[str, float] = {}
+    while len(cpu) < len(processes):
+        for agent in [name for name in processes if name not in cpu]:
+            before = _cpu_of_children()
+            code = processes[agent].poll()
+            if code is not None:
+                cpu[agent] = _cpu_of_children() - before
+            if code:  # the others would wait for it
+                for process in processes.values():
+                    process.kill()
+                raise BenchError(f"the run of {agent} failed")
+        time.sleep(0.2)
+    return {agent: cpu[agent] for agent in processes}
+
+
+def _cpu_of_children() -> float:
+    """Seconds of the processor, of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _weights(folder: Path, setup: str, agent: str) -> Path:

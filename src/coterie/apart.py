@@ -68,15 +68,15 @@ class Apart(Stage):
     def claim(self) -> None:
         """Before a new run begins. Raises RunError where others have met at the place."""
         names = self.place.names()
-        if self.plays:
-            taken = any(_BATCH.fullmatch(name) for name in names)
-            what = "rollouts of another run lie there"
-        else:
-            taken = any(number > 0 for a in self.lead.agents for number in _numbers(a.name, names))
-            what = f"{_listed(self.lead.agents)} was trained there by another run"
-        if taken:
+        batches = self.plays and any(_BATCH.fullmatch(name) for name in names)
+        most = 0 if self._teaches_all and not self.plays else -1  # what is handed out is there before
+        given = self.lead.agents if not self.plays else self.copies if self._teaches_all else []
+        trained = [agent.name for agent in given if max(_numbers(agent.name, names), default=-1) > most]
+        if batches or trained:
             raise RunError(
-                what,
+                f"weights of {' and '.join(trained)} of another run lie there"
+                if trained
+                else "rollouts of another run lie there",
                 where=self.place.shown,
                 hint="go on with that run (`coterie resume RUN`), or meet in an empty folder: apart.path=FOLDER",
             )
@@ -210,7 +210,7 @@ class Apart(Stage):
 
     def _until(self, look: Callable[[], T | None], missing: str) -> T:
         """What `look` finds, as soon as it does."""
-        began, pause, told = time.monotonic(), 0.002, False
+        began, pause, told, answered_after = time.monotonic(), 0.002, False, self.place.waited
         while (found := look()) is None:
             waited = time.monotonic() - began
             if self.stopping():
@@ -227,7 +227,7 @@ class Apart(Stage):
                 told = True
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST)
-        self._waited += time.monotonic() - began
+        self._waited += time.monotonic() - began - (self.place.waited - answered_after)
         return found
 
     @property
@@ -265,7 +265,3 @@ def _said_of(content: bytes) -> dict[str, Any]:
         return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["coterie"])
     except (ValueError, KeyError) as error:
         raise RunError("what lies there are no weights of a run", hint="was it put there by hand?") from error
-
-
-def _listed(agents: list[Run]) -> str:
-    return " and ".join(agent.name for agent in agents)

@@ -59,7 +59,7 @@ def evaluations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_runs_apart_are_one_process(case: str, tmp_path: Path) -> None:
+def test_runs_apart_are_one_process(case: str, cli: Callable, tmp_path: Path) -> None:
     more, runs = CASES[case]
     commands = [begin(tmp_path, names, *more) for names in runs]
     one = start(resolve(overrides=[*TINY, *more]), tmp_path / "one", quiet=True)
@@ -79,6 +79,11 @@ def test_runs_apart_are_one_process(case: str, tmp_path: Path) -> None:
     assert {f.name for f in (tmp_path / "meeting").glob("weights-*")} == {
         f"weights-{name}-00000006.safetensors" for name in runs[1].split(",")
     }
+    assert json.loads(cli("eval", str(tmp_path / "main"), "--json").out) == evaluations(whole)[-1]
+    told = cli("eval", str(tmp_path / runs[1]))
+    assert told.code == 2 and "evaluate the run that plays" in told.err
+    assert cli("export", str(tmp_path / runs[1]), "models").code == 0
+    assert {f.name for f in Path("models").iterdir()} == set(runs[1].split(","))
 
 
 def test_killed_at_any_moment_nothing_is_lost_or_trained_on_twice(tmp_path: Path) -> None:
@@ -154,11 +159,16 @@ def test_a_place_where_others_have_met_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "meeting").mkdir()
     for names, file, says in (
         ("main", "batch-00000003-0-4.parquet", "rollouts of another run lie there"),
-        ("left,right", "weights-right-00000002.safetensors", "left and right was trained there"),
+        ("left,right", "weights-right-00000000.safetensors", "weights of right of another run lie there"),
     ):
         (tmp_path / "meeting" / file).touch()
         with pytest.raises(RunError, match=says):
             start(resolve(overrides=of(tmp_path, names)), tmp_path / names, quiet=True)
+    (tmp_path / "meeting/batch-00000003-0-4.parquet").unlink()
+    taught = resolve(overrides=of(tmp_path, "main", "warm_start.stop_at=0.5"))
+    with pytest.raises(RunError, match="weights of right of another run lie there"):
+        _stage(taught).claim()
+    _stage(resolve(overrides=of(tmp_path, "right", "warm_start.stop_at=0.5"))).claim()  # handed out, perhaps
 
 
 def test_runs_of_another_recipe_are_told_apart(tmp_path: Path) -> None:
@@ -226,19 +236,6 @@ def test_the_command_line(cli: Callable, tmp_path: Path) -> None:
     assert "this run trains main, plays and evaluates" in numbers["apart"] and str(tmp_path) in numbers["apart"]
     numbers = json.loads(cli("plan", *of(tmp_path, "right"), "--json").out)["derived"]
     assert "this run trains right on what the run of main plays" in numbers["apart"]
-
-
-def test_who_plays_is_evaluated(cli: Callable, tmp_path: Path) -> None:
-    """Its checkpoint has the policies it played with; one of the others is told where to look."""
-    more = ["steps=1", "evaluation={prompts: 4, greedy: false}"]
-    commands = [begin(tmp_path, names, *more) for names in ("main", "left,right")]
-    assert [c.wait(100) for c in commands] == [0, 0], "".join(c.said.read_text() for c in commands)
-    found = json.loads(cli("eval", str(tmp_path / "main"), "--json").out)
-    assert found == evaluations(metrics(tmp_path / "main"))[-1]
-    told = cli("eval", str(tmp_path / "left,right"))
-    assert told.code == 2 and "evaluate the run that plays" in told.err
-    assert cli("export", str(tmp_path / "left,right"), "models").code == 0
-    assert {f.name for f in Path("models").iterdir()} == {"left", "right"}
 
 
 REFUSED = {
