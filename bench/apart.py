@@ -24,7 +24,7 @@ from bench.results import Figure, Findings
 AGENTS = ("main", "left", "right")
 SETUPS = {"one process": None, "apart, staleness 0": 0, "apart, staleness 1": 1}
 RISE = 0.2
-"""The rise of the main agent's held-out success that a run must show."""
+"""The rise of the main agent's held-out success that a run of 100 steps must show."""
 
 
 def run(options: Any) -> Findings:
@@ -39,7 +39,8 @@ def run(options: Any) -> Findings:
                 "steps/s": made["steps_per_second"], "versions late": made["versions_late"],
             })  # fmt: skip
             found.figures.append(Figure(f"rise of the main agent's held-out success, {setup}",
-                                        made["curve"][-1]["main"] - made["curve"][0]["main"], RISE, 1))  # fmt: skip
+                                        made["curve"][-1]["main"] - made["curve"][0]["main"],
+                                        None if options.quick else RISE, 1))  # fmt: skip
         same = [_same(*(_weights(Path(name), setup, agent) for setup in list(SETUPS)[:2])) for agent in AGENTS]
     found.figures.append(Figure("agents whose weights are bit for bit those of one process, staleness 0",
                                 float(sum(same)), float(len(AGENTS)), 1))  # fmt: skip
