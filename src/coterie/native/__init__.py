@@ -78,7 +78,7 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
     except subprocess.CalledProcessError as error:
         told = error.stderr.decode(errors="replace").strip().splitlines()
         return None, f"{compiler} fails: {told[0] if told else error.returncode}"
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # the second: nobody knows where home is
         return None, str(error)
 
 
