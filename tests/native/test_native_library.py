@@ -77,7 +77,7 @@ def test_built_once_and_found_again(cache, compiler, tmp_path):
 
 def test_two_at_once_both_have_it(cache, compiler, tmp_path):
     """Neither compiler ends before the other has begun."""
-    wait = f'for i in 1 2 3 4 5 6 7 8 9; do [ $(wc -l < "{tmp_path}/calls") -ge 2 ] && break; sleep 1; done\n'
+    wait = f'for i in $(seq 100); do [ $(wc -l < "{tmp_path}/calls") -ge 2 ] && break; sleep 0.1; done\n'
     name = compiler(f'echo >> "{tmp_path}/calls"\n{wait}{TO_OUTPUT}echo built > "$2"')
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(native._built, [name, name])
