@@ -32,13 +32,15 @@ def threads():
     torch.set_num_threads(1)
 
 
-def packed(groups):
+def packed(groups, ragged=False):
     """Rows in the order of their lengths' last digits, so that groups lie among one another."""
     rows = sorted(((g, n) for g, (_, some) in enumerate(groups) for n in some), key=lambda row: (row[1] % 10, row[0]))
     lengths = torch.tensor([n for _, n in rows])
     tokens = torch.arange(len(rows) * int(lengths.max())).view(len(rows), -1)
     mask = torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
-    return pack_groups([[0] * size for size, _ in groups], torch.tensor([g for g, _ in rows]), tokens, mask)
+    return pack_groups(
+        [[0] * size for size, _ in groups], torch.tensor([g for g, _ in rows]), tokens, mask, ragged=ragged
+    )
 
 
 def projected(layout, length, heads, kv, dim, seed=0, size=1.0):
@@ -77,8 +79,8 @@ def check(q, k, v, grad, layout, rule, tolerance=1e-5):
     return got
 
 
-def compare(groups, heads, kv, dim, window=None, seed=0, **settings):
-    one = packed(groups)
+def compare(groups, heads, kv, dim, window=None, seed=0, ragged=False, **settings):
+    one = packed(groups, ragged)
     length = one.ids.shape[1]
     rule = Rule(dim**-0.5, window)
     return check(*projected(one.layout, length, heads, kv, dim, seed), one.layout, rule, **settings)
@@ -133,6 +135,17 @@ def test_groups_of_any_shape(groups, heads, dim, window):
     one = packed(groups)
     if one.layout.again is None:
         compare(groups, *heads, dim, window)
+    compare(groups, *heads, dim, window, ragged=True)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_groups_of_one_bundle_are_computed_a_few_at_a_time(monkeypatch, window):
+    groups = MIXED + LONG
+    assert len(packed(groups, ragged=True).layout.bundles) == 1
+    want = compare(groups, 4, 2, 16, window, ragged=True)
+    for most in (1, 200_000):
+        monkeypatch.setattr(native, "_MOST", most)
+        assert all(map(torch.equal, compare(groups, 4, 2, 16, window, ragged=True), want))
 
 
 @pytest.mark.parametrize("window", [None, 4])

@@ -25,11 +25,12 @@ TO_OUTPUT = 'while [ "$1" != -o ]; do shift; done\n'
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     """The folder of libraries, that is not there yet; nothing is loaded."""
-    monkeypatch.delenv("CC", raising=False)
+    for name in ("CC", "COTERIE_NATIVE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    native.library.cache_clear()
+    native._loaded.cache_clear()
     yield tmp_path / "cache" / "coterie"
-    native.library.cache_clear()
+    native._loaded.cache_clear()
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def names(folder: Path) -> list[str]:
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' compilers may lack OpenMP")
 def test_a_machine_with_a_compiler_has_the_functions():
-    assert native.library() is not None
+    assert native.library() is not None and native.missing() is None
 
 
 @needs_compiler
@@ -64,7 +65,7 @@ def test_built_once_and_found_again(cache, compiler, tmp_path):
     [built] = cache.iterdir()
     made = built.stat()
     assert built.name.startswith("native-") and Path(library._name) == built
-    native.library.cache_clear()
+    native._loaded.cache_clear()
     assert native.library() is not None
     again = built.stat()
     assert (again.st_mtime_ns, again.st_ino) == (made.st_mtime_ns, made.st_ino) and names(cache) == [built.name]
@@ -144,7 +145,12 @@ def nobody_at_home(monkeypatch, tmp_path, compiler):
     monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)
 
 
+def not_wanted(monkeypatch, tmp_path, compiler):
+    monkeypatch.setenv("COTERIE_NATIVE", "0")
+
+
 WITHOUT = [
+    not_wanted,
     no_compiler,
     compiler_nowhere,
     compiler_that_fails,
@@ -159,7 +165,7 @@ WITHOUT = [
 @pytest.mark.parametrize("damage", WITHOUT)
 def test_without_it_there_is_none(cache, compiler, monkeypatch, tmp_path, damage):
     damage(monkeypatch, tmp_path, compiler)
-    assert native.library() is None
+    assert native.library() is None and native.missing()
     if cache.exists() and damage is not compiler_that_makes_something_else:
         assert not names(cache)  # nothing half-made is left
 
@@ -184,14 +190,14 @@ def outcome():
 
 @needs_compiler
 def test_policies_sample_and_learn_alike_without_it(monkeypatch, tmp_path):
-    native.library.cache_clear()
+    native._loaded.cache_clear()
     want = outcome()
-    native.library.cache_clear()
+    native._loaded.cache_clear()
     with monkeypatch.context() as patch:
         patch.setenv("CC", str(tmp_path / "nothing"))
         assert native.library() is None
         got = outcome()
-    native.library.cache_clear()
+    native._loaded.cache_clear()
     assert torch.equal(got[0], want[0])
     for mine, its in zip(got[1:], want[1:], strict=True):
         torch.testing.assert_close(mine, its, rtol=0, atol=1e-5 * max(1.0, float(its.abs().max())))
