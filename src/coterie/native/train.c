@@ -110,6 +110,6 @@ void gate_backward(int threads, int64_t n, int64_t width, const float *gates, in
             v8 gated = pick(g < 0, small, all(1.0f)) / (all(1.0f) + small), active = g * gated;
             store(out + i * width + d, active * u);
             store(slope + i * width + d, s * active);
-            store(dgates + i * width + d, s * u * gated * (all(1.0f) + g - active));
+            store(dgates + i * width + d, s * u * gated * (all(1.0f) + g * (all(1.0f) - gated)));
         }
 }

@@ -259,7 +259,8 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if x.dim() == 2 and native.suits(x, weight):
+        ctx.compiled = x.dim() == 2 and native.suits(x, weight)
+        if ctx.compiled:
             y, scale = native.norm(x, weight, eps)
             ctx.save_for_backward(x, weight, scale)
             return y
@@ -272,7 +273,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        if scale.dim() == 1:  # of the compiled function
+        if ctx.compiled:
             return *native.norm_backward(x, weight, scale, grad.contiguous(), ctx.needs_input_grad[1]), None
         wide = scale.dtype
         unit = x.to(wide) * scale
