@@ -20,7 +20,7 @@ from coterie.rollout.engines.decoder import SharedDecoder
 from coterie.rollout.engines.fused import FusedStep
 from coterie.rollouts import Prompt, Sampling
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="nothing to compile with")
+pytestmark = pytest.mark.skipif(native.functions() is None, reason="nothing to compile with")
 
 CHARACTERS = "0123456789+=abcdef"
 SHAPE = {
@@ -87,7 +87,7 @@ def both(monkeypatch, steps):
         steps.clear()
         with monkeypatch.context() as patch:
             for module in (native, attention, pieces):
-                patch.setattr(module, "library", lambda: None)
+                patch.setattr(module, "functions", lambda: None)
             its = make()
         assert not steps
         return mine, its

@@ -54,19 +54,19 @@ def names(folder: Path) -> list[str]:
 @needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' compilers may lack OpenMP")
 def test_a_machine_with_a_compiler_has_the_functions():
-    assert native.library() is not None and native.missing() is None
+    assert native.functions() is not None and native.missing() is None
 
 
 @needs_compiler
 def test_built_once_and_found_again(cache, compiler, tmp_path):
     compiler(f'echo >> "{tmp_path}/calls"; exec "{COMPILER}" "$@" -O0')  # the last -O counts: quickly
-    library = native.library()
-    assert library is not None and native.library() is library
+    library = native.functions()
+    assert library is not None and native.functions() is library
     [built] = cache.iterdir()
     made = built.stat()
     assert built.name.startswith("native-") and Path(library._name) == built
     native._loaded.cache_clear()
-    assert native.library() is not None
+    assert native.functions() is not None
     again = built.stat()
     assert (again.st_mtime_ns, again.st_ino) == (made.st_mtime_ns, made.st_ino) and names(cache) == [built.name]
     assert (tmp_path / "calls").read_text() == "\n"
@@ -165,7 +165,7 @@ WITHOUT = [
 @pytest.mark.parametrize("damage", WITHOUT)
 def test_without_it_there_is_none(cache, compiler, monkeypatch, tmp_path, damage):
     damage(monkeypatch, tmp_path, compiler)
-    assert native.library() is None and native.missing()
+    assert native.functions() is None and native.missing()
     if cache.exists() and damage is not compiler_that_makes_something_else:
         assert not names(cache)  # nothing half-made is left
 
@@ -195,7 +195,7 @@ def test_policies_sample_and_learn_alike_without_it(monkeypatch, tmp_path):
     native._loaded.cache_clear()
     with monkeypatch.context() as patch:
         patch.setenv("CC", str(tmp_path / "nothing"))
-        assert native.library() is None
+        assert native.functions() is None
         got = outcome()
     native._loaded.cache_clear()
     assert torch.equal(got[0], want[0])

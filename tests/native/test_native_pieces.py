@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from coterie.native import library
+from coterie.native import functions
 from coterie.native import pieces as native
 from coterie.policies.gated_mlp import gated_mlp
 from coterie.policies.llama import Norm, rotate
 
-pytestmark = pytest.mark.skipif(library() is None, reason="nothing to compile with")
+pytestmark = pytest.mark.skipif(functions() is None, reason="nothing to compile with")
 
 WIDTHS = [8, 16, 64, 200, 256]
 ROWS = [0, 1, 7, 255, 256, 257, 700]

@@ -255,7 +255,10 @@ def test_a_checksum_notices(kind: type[HostSum | DeviceSum], monkeypatch: pytest
     both = data.clone()
     both[[7, 15]] ^= 128  # the highest bits of two words, which a plain sum would lose
     found.add(summed(both))
-    assert len(found) == 4 + len(range(0, 8 * len(data), 7))
+    turned = data.clone()
+    turned[:8] ^= 255  # all bits of a word, which mixing with its sign would lose
+    found.add(summed(turned))
+    assert len(found) == 5 + len(range(0, 8 * len(data), 7))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="nccl needs two GPUs, and they are not here")

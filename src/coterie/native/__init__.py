@@ -10,54 +10,18 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
-_FUNCTIONS = (
-    "add_and_norm",
-    "gated",
-    "attend",
-    "norm",
-    "norm_backward",
-    "head",
-    "head_backward",
-    "gate",
-    "gate_backward",
-)
 _PATIENCE = 120.0
 """Seconds that the compiler has."""
 
 
-class Table(ctypes.Structure):
-    _fields_ = (("rows", c_void_p), ("stride", c_int64))
-
-
-class Level(ctypes.Structure):
-    _fields_ = (
-        ("keys", c_void_p), ("values", c_void_p),
-        ("n", c_int64), ("stretch_stride", c_int64), ("head_stride", c_int64),
-        ("starts", c_void_p), ("sizes", c_void_p), ("members", c_void_p), ("first", c_void_p),
-    )  # fmt: skip
-
-
-class Step(ctypes.Structure):
-    _fields_ = (
-        ("rows", c_int64), ("heads", c_int64), ("kv", c_int64), ("dim", c_int64),
-        ("made", c_void_p), ("factor", c_void_p), ("floor", c_float), ("scaling", c_float),
-        ("cos", c_void_p), ("sin", c_void_p), ("positions", c_void_p), ("window", c_int64),
-        ("keys", c_void_p), ("values", c_void_p), ("row_stride", c_int64), ("head_stride", c_int64), ("used", c_int64),
-        ("late", c_void_p), ("queries", c_void_p), ("top", c_void_p), ("total", c_void_p), ("out", c_void_p),
-        ("mades", Table), ("outs", Table), ("sums", Table), ("line", c_void_p),
-    )  # fmt: skip
-
-
-def library() -> ctypes.CDLL | None:
+def functions() -> ctypes.CDLL | None:
     """The functions, None where they cannot be had."""
     return _loaded()[0]
 
@@ -85,45 +49,25 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """With the types of its functions."""
-    table: list[Any] = [Table, Table, c_void_p]
-    loaded.add_and_norm.argtypes = [c_int, c_int64, c_int64, c_void_p, c_void_p, c_float, c_void_p, Table, c_void_p]
-    loaded.gated.argtypes = [c_int, c_int64, c_int64, c_void_p, c_void_p, *table]
-    loaded.attend.argtypes = [c_int, POINTER(Step), POINTER(Level), c_int64]
-    one: list[Any] = [c_int, c_int64, c_int64, c_int64]
-    loaded.norm.argtypes = [*one, c_void_p, c_void_p, c_float, c_void_p, c_void_p]
-    loaded.norm_backward.argtypes = [*one, *[c_void_p] * 6]
-    turns = [*one, c_int64, c_void_p, c_void_p]
-    loaded.head.argtypes = [*turns, c_float, *[c_void_p] * 4]
-    loaded.head_backward.argtypes = [*turns, *[c_void_p] * 6]
-    loaded.gate.argtypes = [c_int, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_void_p]
-    loaded.gate_backward.argtypes = [*loaded.gate.argtypes, c_void_p, c_void_p]
-    from coterie.native import attention
+    from coterie.native import attention, decode, pieces
 
-    attention.declare(loaded)
-    for name in _FUNCTIONS:
-        getattr(loaded, name).restype = None
+    for part in (attention, decode, pieces):
+        part.declare(loaded)
     return loaded
 
 
 def _built(compiler: str) -> Path:
     """The library for this code, compiler and processor, in the user's own cache."""
-    key = hashlib.sha256(
-        "\n".join((*(s.read_text() for s in SOURCES), compiler, *_FLAGS, _processor())).encode()
-    ).hexdigest()[:16]
+    made_of = [*(s.read_text() for s in SOURCES), compiler, *_FLAGS, _processor()]
+    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coterie"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     built = folder / f"native-{key}.so"
     if not built.exists():
         with tempfile.TemporaryDirectory(dir=folder) as beside:
             made = Path(beside) / built.name
-            command = [
-                *shlex.split(compiler),
-                *_FLAGS,
-                "-o",
-                str(made),
-                *(str(s) for s in SOURCES if s.suffix == ".c"),
-                "-lm",
-            ]
+            code = [str(source) for source in SOURCES if source.suffix == ".c"]
+            command = [*shlex.split(compiler), *_FLAGS, "-o", str(made), *code, "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE)
             made.replace(built)
     return built

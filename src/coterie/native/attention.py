@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from coterie.native import library, pointer
+from coterie.native import functions, pointer
 
 if TYPE_CHECKING:
     from coterie.policies.attention import Rule
@@ -41,26 +41,33 @@ def computes(config: Any, model: Any) -> bool:
     """Whether the attention of a model of this config is computed here, so that padding in a layout costs nothing."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     fits = width % 16 == 0 and width <= _WIDEST and not getattr(config, "attn_logit_softcapping", None)
-    return library() is not None and fits and model.device.type == "cpu" and model.dtype == torch.float32
+    return functions() is not None and fits and model.device.type == "cpu" and model.dtype == torch.float32
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> bool:
     """Whether the compiled functions are there and take these."""
     width = q.shape[2]
     return (
-        library() is not None
+        functions() is not None
         and q.device.type == "cpu"
         and rule.softcap is None
         and layout.again is None
         and width % 16 == 0
         and width <= _WIDEST
         and v.shape == k.shape
-        and all(x.dtype == torch.float32 and x.stride()[1:] == (width, 1) for x in (q, k, v))
+        and k.shape[2] == width
+        and q.dtype == k.dtype == v.dtype == torch.float32
     )
 
 
+def in_lines(x: Tensor) -> Tensor:
+    """x [L,h,D] with each token's heads in order; the tokens may lie apart."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> tuple[Tensor, Tensor]:
-    """q [L,H,D], k and v [L,K,D] -> what attention found [L,H,D], and the logarithms of sums of exponentials [L,H]."""
+    """q [L,H,D], k and v [L,K,D] `in_lines` -> what attention found [L,H,D], and the logarithms of sums of exponentials
+    [L,H]."""
     out, log_sum = q.new_empty(q.shape), q.new_empty(q.shape[:2])
     packed = _packed(q, k, v, out, log_sum, layout, rule)
     _run(packed, layout, q)
@@ -101,7 +108,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, layou
 
 
 def _run(packed: Packed, layout: Layout, like: Tensor) -> None:
-    do, threads = library(), torch.get_num_threads()
+    do, threads = functions(), torch.get_num_threads()
     assert do is not None
     for bundle in layout.bundles:
         n, sizes = bundle.groups, bundle.sizes.data_ptr()

@@ -78,27 +78,17 @@ typedef struct {
     const int64_t *line;
 } Step;
 
-/* y = x rotated, times `scale` and, where there is one, times factor. */
-static inline void turned(const Step *s, int64_t row, const float *x, const float *factor, float scale, float *y) {
-    const float *cos = s->cos + row * s->dim, *sin = s->sin + row * s->dim;
-    int64_t half = s->dim / 2;
-    float z[WIDEST];
-    for (int64_t d = 0; d < s->dim; d++) z[d] = factor ? x[d] * scale * factor[d] : x[d] * scale;
-    for (int64_t d = 0; d < half; d++) {
-        y[d] = z[d] * cos[d] + z[d + half] * sin[d];
-        y[d + half] = z[d + half] * cos[d + half] + z[d] * sin[d + half];
-    }
-}
-
 static inline void enter(const Step *s, int64_t row) {
     const float *made = s->made + row * (s->heads + 2 * s->kv) * s->dim;
+    float z[WIDEST];
     keep(s->mades, s->line, row, made, (s->heads + 2 * s->kv) * s->dim);
     for (int64_t h = 0; h < s->heads + s->kv; h++, made += s->dim) {
         int64_t k = h - s->heads;
         float scale = s->factor ? over_norm(made, s->dim, s->floor) : k < 0 ? s->scaling : 1.0f;
         float *to = k < 0 ? s->queries + (row * s->heads + h) * s->dim
                           : s->keys + row * s->row_stride + k * s->head_stride + s->used * s->dim;
-        turned(s, row, made, s->factor ? s->factor + h * s->dim : NULL, scale, to);
+        for (int64_t d = 0; d < s->dim; d++) z[d] = made[d] * scale * (s->factor ? s->factor[h * s->dim + d] : 1.0f);
+        turn(s->dim, z, s->cos + row * s->dim, s->sin + row * s->dim, 1.0f, to);
     }
     for (int64_t k = 0; k < s->kv; k++, made += s->dim)
         memcpy(s->values + row * s->row_stride + k * s->head_stride + s->used * s->dim, made, s->dim * sizeof(float));

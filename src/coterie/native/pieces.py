@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+from ctypes import c_float, c_int, c_int64, c_void_p
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from coterie.native import library, pointer
+from coterie.native import functions, pointer
 
 PIECE = 256
 """As in `train.c`."""
@@ -18,7 +20,7 @@ def suits(*tensors: Tensor | None) -> bool:
     """Whether the compiled functions are there and take these: on a CPU, float32, the last dimension in order and a
     multiple of eight wide.
     """
-    return library() is not None and all(
+    return functions() is not None and all(
         x is None
         or (x.device.type == "cpu" and x.dtype == torch.float32 and x.stride(-1) == 1 and x.shape[-1] % 8 == 0)
         for x in tensors
@@ -102,8 +104,22 @@ def _pieces(x: Tensor, width: int) -> Tensor:
 
 
 def _do() -> Any:
-    return library()
+    return functions()
 
 
 def _threads() -> int:
     return torch.get_num_threads()
+
+
+def declare(do: ctypes.CDLL) -> None:
+    """The types of the functions."""
+    rows: list[Any] = [c_int, c_int64, c_int64, c_int64]
+    do.norm.argtypes = [*rows, c_void_p, c_void_p, c_float, c_void_p, c_void_p]
+    do.norm_backward.argtypes = [*rows, *[c_void_p] * 6]
+    heads: list[Any] = [*rows, c_int64, c_void_p, c_void_p]
+    do.head.argtypes = [*heads, c_float, *[c_void_p] * 4]
+    do.head_backward.argtypes = [*heads, *[c_void_p] * 6]
+    gates: list[Any] = [c_int, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_void_p]
+    do.gate.argtypes, do.gate_backward.argtypes = gates, [*gates, c_void_p, c_void_p]
+    for function in (do.norm, do.norm_backward, do.head, do.head_backward, do.gate, do.gate_backward):
+        function.restype = None

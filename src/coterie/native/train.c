@@ -47,16 +47,6 @@ void norm_backward(int threads, int64_t n, int64_t width, int64_t stride, const 
     }
 }
 
-/* Rotary positions: y = x cos + halves of x, exchanged, sin. The sine is signed; `sign` -1 turns back. */
-static inline void turn(int64_t dim, const float *x, const float *cos, const float *sin, float sign, float *y) {
-    int64_t half = dim / 2;
-    for (int64_t d = 0; d < half; d++) {
-        float a = x[d], b = x[d + half];
-        y[d] = a * cos[d] + sign * b * sin[d];
-        y[d + half] = b * cos[d + half] + sign * a * sin[d + half];
-    }
-}
-
 /* Heads normed (where there is a weight [dim]), turned: x [n,heads,dim] in lines of `stride`, cos and
  * sin [n,dim] -> y [n,heads,dim]; scale [n,heads]. */
 void head(int threads, int64_t n, int64_t heads, int64_t dim, int64_t stride, const float *x, const float *weight,

@@ -55,4 +55,14 @@ static inline float over_norm(const float *x, int64_t width, float floor) {
     return 1.0f / sqrtf(sum_of(total) + floor * floor);
 }
 
+/* Rotary positions: y = x cos + halves of x, exchanged, sin. The sine is signed; `sign` -1 turns back. */
+static inline void turn(int64_t dim, const float *x, const float *cos, const float *sin, float sign, float *y) {
+    int64_t half = dim / 2;
+    for (int64_t d = 0; d < half; d++) {
+        float a = x[d], b = x[d + half];
+        y[d] = a * cos[d] + sign * b * sin[d];
+        y[d + half] = b * cos[d + half] + sign * a * sin[d + half];
+    }
+}
+
 #endif

@@ -15,6 +15,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from coterie.rollout.engines.sampling import GAMMA, mix
+
 BUCKET = 2**26
 """Bytes of small weights that travel at once."""
 LARGE = 2**25
@@ -61,10 +63,7 @@ class DeviceSum:
             padded[: len(piece)] = piece
             words = padded.view(torch.int64)
             place = torch.arange(self._words, self._words + len(words), device=flat.device)
-            mixed = words + place * -7046029254386353131  # the constants of splitmix64
-            mixed = (mixed ^ (mixed >> 30)) * -4658895280553007687
-            mixed = (mixed ^ (mixed >> 27)) * -7723592293110705685
-            self._total = self._total + (mixed ^ (mixed >> 31)).sum()
+            self._total = self._total + mix(words + place * GAMMA).sum()
             self._words += len(words)
 
     def intdigest(self) -> int:

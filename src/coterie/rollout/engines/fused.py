@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from coterie import native
-from coterie.native import Level, Step, Table, pointer
+from coterie.native import pointer
+from coterie.native.decode import Level, Step, Table
 from coterie.policies import replay
 from coterie.policies.llama import Layer, Llama
 from coterie.policies.replay import Replay
@@ -40,7 +41,7 @@ class FusedStep:
         """Whether all of these layers are such as `native/decode.c` computes."""
         if layers is not self.seen:
             fits = (
-                native.library() is not None
+                native.functions() is not None
                 and layers is not None
                 and all(map(_fits, layers))
                 and self.llama.decoder.norm.weight.dtype == torch.float32
@@ -60,31 +61,31 @@ class FusedStep:
 
     def __call__(self, layers: Sequence[Folded], ids: Tensor, positions: Tensor, states: Sequence[Rows]) -> Tensor:
         """ids and positions [n] of the rows of all states -> last hidden states [n,H]."""
-        library, kept, threads = native.library(), replay.current(), torch.get_num_threads()
-        assert library is not None and self.last is not None
+        do, kept, threads = native.functions(), replay.current(), torch.get_num_threads()
+        assert do is not None and self.last is not None
         x = self.llama.decoder.embed_tokens(ids)
         cos, sin = self._angles(x, positions, max(state.furthest for state in states))
         count, width = x.shape
         inner, ends = torch.empty_like(x), None if kept is None else kept.lines()
         line = pointer(ends)
-        attention = _Attention(library, threads, layers[0], states, cos.contiguous(), sin, ends)
+        attention = _Attention(do, threads, layers[0], states, cos.contiguous(), sin, ends)
         y, below = None, _NOWHERE
         for number, layer in enumerate(layers):
-            library.add_and_norm(
+            do.add_and_norm(
                 threads, count, width, x.data_ptr(), pointer(y), layer.units[0].least, inner.data_ptr(), below, line
             )
             found = attention(number, layer, layer.product.alone(inner), kept)
             y = layer.out.alone(found)
             table = _table(kept, layer.out.first)
-            library.add_and_norm(
+            do.add_and_norm(
                 threads, count, width, x.data_ptr(), y.data_ptr(), layer.units[1].least, inner.data_ptr(), table, line
             )
             mlp = layer.mlp
             gate, up = mlp.gate.alone(inner), mlp.up.alone(inner)
             tables = _table(kept, mlp.gate.first), _table(kept, mlp.up.first)
-            library.gated(threads, count, gate.shape[1], gate.data_ptr(), up.data_ptr(), *tables, line)
+            do.gated(threads, count, gate.shape[1], gate.data_ptr(), up.data_ptr(), *tables, line)
             y, below = mlp.down.alone(gate), _table(kept, mlp.down.first)
-        library.add_and_norm(
+        do.add_and_norm(
             threads, count, width, x.data_ptr(), pointer(y), self.last.unit.least, inner.data_ptr(), below, line
         )
         return inner.mul_(self.last.constant)
@@ -106,7 +107,7 @@ class _Attention:
 
     def __init__(
         self,
-        library: CDLL,
+        do: CDLL,
         threads: int,
         layer: Folded,
         states: Sequence[Rows],
@@ -114,7 +115,7 @@ class _Attention:
         sin: Tensor,
         ends: Tensor | None,
     ) -> None:
-        self.library, self.threads, self.states = library, threads, states
+        self.do, self.threads, self.states = do, threads, states
         heads, kv = layer.heads
         self.found = cos.new_empty(len(cos), heads * layer.head)
         queries, sums = torch.empty_like(self.found), cos.new_empty(2, len(cos), heads)
@@ -156,7 +157,7 @@ class _Attention:
                 outs, sums = kept.targets_of_attention(number)
                 step.mades, step.outs, step.sums = _table(kept, layer.product.first), Table(*outs), Table(*sums)
             levels = [_level(s, number) for s in state.shared]
-            self.library.attend(self.threads, byref(step), (Level * len(levels))(*levels), len(levels))
+            self.do.attend(self.threads, byref(step), (Level * len(levels))(*levels), len(levels))
         return self.found
 
 

@@ -118,7 +118,7 @@ def _signed(word: int) -> int:
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
-_GAMMA, _MIX1, _MIX2 = (_signed(w) for w in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+GAMMA, _MIX1, _MIX2 = (_signed(w) for w in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -126,7 +126,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(z: Tensor) -> Tensor:
+def mix(z: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele, Lea & Flood, OOPSLA 2014); int64 products wrap as uint64 ones do."""
     z = (z ^ _shift(z, 30)) * _MIX1
     z = (z ^ _shift(z, 27)) * _MIX2
@@ -141,5 +141,5 @@ def uniform(seeds: Tensor, position: int | Tensor) -> Tensor:
     neighbouring positions are unrelated.
     """
     counter = torch.as_tensor(position, dtype=torch.int64, device=seeds.device) + 1
-    z = _mix(_mix(seeds + _GAMMA) + counter * _GAMMA)
+    z = mix(mix(seeds + GAMMA) + counter * GAMMA)
     return _shift(z, 11).double() * 2.0**-53
