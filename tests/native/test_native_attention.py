@@ -287,7 +287,8 @@ def test_only_what_it_computes_suits():
     assert native.suits(q, k, v, layout, rule)
     others = {
         "float64": [x.double() for x in (q, k, v)],
-        "bfloat16": [x.bfloat16() for x in (q, k, v)],
+        "half": [x.half() for x in (q, k, v)],
+        "others": [q, k.bfloat16(), v.bfloat16()],
         "elsewhere": [x.to("meta") for x in (q, k, v)],
         "narrow": [x[..., :24].contiguous() for x in (q, k, v)],
         "wide": [torch.cat([x] * 5, -1) for x in (q, k, v)],

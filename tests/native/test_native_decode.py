@@ -87,7 +87,7 @@ def both(monkeypatch, steps):
         steps.clear()
         with monkeypatch.context() as patch:
             for module in (native, attention, pieces):
-                patch.setattr(module, "functions", lambda: None)
+                patch.setattr(module, "functions", lambda *_: None)
             its = make()
         assert not steps
         return mine, its

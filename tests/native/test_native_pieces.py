@@ -216,7 +216,8 @@ def test_only_what_it_computes_suits():
     assert native.suits(fits, None, fits[:, 8:], fits[0])
     others = {
         "float64": fits.double(),
-        "bfloat16": fits.bfloat16(),
+        "half": fits.half(),
+        "other": fits.bfloat16(),
         "elsewhere": fits.to("meta"),
         "width": normal(4, 12),
         "columns first": normal(16, 8).T,

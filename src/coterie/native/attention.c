@@ -1,4 +1,4 @@
-/* Attention of groups that share a prompt (`coterie.policies.two_part`), forward and backward, on a CPU in float32.
+/* Attention of groups that share a prompt (`coterie.policies.two_part`), forward and backward, on a CPU.
  *
  * Sixteen queries are computed at once, a lane each, against a block of keys: only what fits the first cache is made of
  * the scores. A task is one head of the keys and a prompt's own queries, or up to ROWS completions of it; each task has
@@ -19,14 +19,15 @@ typedef struct { int64_t start, groups, prefix, rows, length, first, last; const
 /* Tokens [L]: q, out, grad and dq [L,heads,dim], k, v, dk and dv [L,kv,dim], lines of q, k and v of their strides. */
 typedef struct {
     int64_t heads, kv, dim, q_stride, k_stride, v_stride;
-    const float *q, *k, *v;
-    float *out, *log_sum; /* [L,heads] */
-    const float *grad;
-    float *dq, *dk, *dv;
+    const real *q, *k, *v;
+    real *out;
+    float *log_sum; /* [L,heads] */
+    const real *grad;
+    real *dq, *dk, *dv;
     float scaling;
     int64_t window;        /* tokens that a query may see, itself included; 0: all */
     const int64_t *token;  /* of each slot; null: the slot itself */
-    const uint8_t *real;   /* which slots hold a token; null: all */
+    const uint8_t *holds;  /* which slots hold a token; null: all */
     int backward;
 } Packed;
 
@@ -44,8 +45,11 @@ static void gather(const Part *part, Seen *seen) {
     const Packed *p = part->p;
     for (int64_t i = 0; i < part->count; i++) {
         int64_t t = token_of(p, part->slot + i);
-        memcpy(seen->keys + i * p->dim, p->k + t * p->k_stride + part->head * p->dim, p->dim * sizeof(float));
-        memcpy(seen->values + i * p->dim, p->v + t * p->v_stride + part->head * p->dim, p->dim * sizeof(float));
+        const real *key = p->k + t * p->k_stride + part->head * p->dim, *value = p->v + t * p->v_stride + part->head * p->dim;
+        for (int64_t d = 0; d < p->dim; d += LANES) {
+            store(seen->keys + i * p->dim + d, get(key + d));
+            store(seen->values + i * p->dim + d, get(value + d));
+        }
     }
     seen->count = part->count;
     seen->from = part->from;
@@ -161,23 +165,23 @@ INLINE void queries(const Part *part, Seen *seen, int parts, const int64_t dim) 
     int64_t each = p->heads / p->kv;
     Queries x;
     for (int64_t a = 0; a < part->count * each; a += WIDE) {
-        float *place[WIDE];
+        real *place[WIDE];
         int64_t entry[WIDE], lanes = part->count * each - a < WIDE ? part->count * each - a : WIDE;
         for (int l = 0; l < WIDE; l++) {
             int64_t query = l < lanes ? a + l : a, t = token_of(p, part->slot + query / each);
             int64_t head = part->head * each + query % each;
-            const float *q = p->q + t * p->q_stride + head * dim;
+            const real *q = p->q + t * p->q_stride + head * dim;
             entry[l] = t * p->heads + head;
             place[l] = (p->backward ? p->dq : p->out) + entry[l] * dim;
             /* lanes of nobody see nothing */
             x.position[l] = l < lanes ? (int32_t)(part->from + query / each) : -1;
-            for (int64_t d = 0; d < dim; d++) x.q[d][l] = x.rows[l][d] = q[d] * p->scaling;
+            for (int64_t d = 0; d < dim; d++) x.q[d][l] = x.rows[l][d] = get1(q + d) * p->scaling;
             if (p->backward) {
-                const float *grad = p->grad + entry[l] * dim, *out = p->out + entry[l] * dim;
+                const real *grad = p->grad + entry[l] * dim, *out = p->out + entry[l] * dim;
                 float mean = 0;
                 for (int64_t d = 0; d < dim; d++) {
-                    x.dout[d][l] = x.sums[l][d] = grad[d];
-                    mean += grad[d] * out[d];
+                    x.dout[d][l] = x.sums[l][d] = get1(grad + d);
+                    mean += x.sums[l][d] * get1(out + d);
                 }
                 x.mean[l] = mean;
                 x.top[l] = p->log_sum[entry[l]];
@@ -191,14 +195,14 @@ INLINE void queries(const Part *part, Seen *seen, int parts, const int64_t dim) 
             for (int64_t d = 0; d < dim; d++) x.dq[d] = all16(0.0f);
             for (int i = 0; i < parts; i++) backward(p, &x, seen + i, lowest, highest, dim);
             for (int l = 0; l < lanes; l++)
-                for (int64_t d = 0; d < dim; d++) place[l][d] = x.dq[d][l] * p->scaling;
+                for (int64_t d = 0; d < dim; d++) put1(place[l] + d, x.dq[d][l] * p->scaling);
         } else {
             x.top = all16(-INFINITY);
             x.total = all16(0.0f);
             for (int i = 0; i < parts; i++) forward(p, &x, seen + i, lowest, highest, dim);
             for (int l = 0; l < lanes; l++) {
                 float scale = 1.0f / x.total[l];
-                for (int64_t d = 0; d < dim; d++) place[l][d] = x.sums[l][d] * scale;
+                for (int64_t d = 0; d < dim; d++) put1(place[l] + d, x.sums[l][d] * scale);
                 p->log_sum[entry[l]] = x.top[l] + logf(x.total[l]);
             }
         }
@@ -216,7 +220,7 @@ static void all_queries(const Part *part, Seen *seen, int parts) {
 
 static int64_t length_of(const Packed *p, int64_t slot, int64_t most) {
     int64_t count = most;
-    while (p->real && count && !p->real[slot + count - 1]) count--;
+    while (p->holds && count && !p->holds[slot + count - 1]) count--;
     return count;
 }
 
@@ -245,8 +249,10 @@ static void task(const Packed *p, const Bundle *b, int64_t group, int64_t head, 
         all_queries(&own, seen, 2);
         for (int64_t i = 0; p->backward && i < own.count; i++) {
             int64_t t = token_of(p, slot + i) * p->kv + head;
-            memcpy(p->dk + t * dim, seen[1].dkeys + i * dim, dim * sizeof(float));
-            memcpy(p->dv + t * dim, seen[1].dvalues + i * dim, dim * sizeof(float));
+            for (int64_t d = 0; d < dim; d += LANES) {
+                put(p->dk + t * dim + d, load(seen[1].dkeys + i * dim + d));
+                put(p->dv + t * dim + d, load(seen[1].dvalues + i * dim + d));
+            }
         }
     }
 }
@@ -262,8 +268,8 @@ static void sum_up(const Packed *p, const Bundle *b, int64_t group, int64_t head
                 dk += found[n * each + i * dim + d];
                 dv += found[n * each + (b->prefix + i) * dim + d];
             }
-            p->dk[t * dim + d] = dk;
-            p->dv[t * dim + d] = dv;
+            put1(p->dk + t * dim + d, dk);
+            put1(p->dv + t * dim + d, dv);
         }
     }
 }

@@ -33,7 +33,7 @@ class Packed(ctypes.Structure):
         ("q_stride", c_int64), ("k_stride", c_int64), ("v_stride", c_int64),
         ("q", c_void_p), ("k", c_void_p), ("v", c_void_p), ("out", c_void_p), ("log_sum", c_void_p), ("grad", c_void_p),
         ("dq", c_void_p), ("dk", c_void_p), ("dv", c_void_p),
-        ("scaling", c_float), ("window", c_int64), ("token", c_void_p), ("real", c_void_p), ("backward", c_int),
+        ("scaling", c_float), ("window", c_int64), ("token", c_void_p), ("holds", c_void_p), ("backward", c_int),
     )  # fmt: skip
 
 
@@ -41,14 +41,14 @@ def computes(config: Any, model: Any) -> bool:
     """Whether the attention of a model of this config is computed here, so that padding in a layout costs nothing."""
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     fits = width % 16 == 0 and width <= _WIDEST and not getattr(config, "attn_logit_softcapping", None)
-    return functions() is not None and fits and model.device.type == "cpu" and model.dtype == torch.float32
+    return fits and model.device.type == "cpu" and functions(model.dtype) is not None
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> bool:
     """Whether the compiled functions are there and take these."""
     width = q.shape[2]
     return (
-        functions() is not None
+        functions(q.dtype) is not None
         and q.device.type == "cpu"
         and rule.softcap is None
         and layout.again is None
@@ -56,7 +56,7 @@ def suits(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> bool:
         and width <= _WIDEST
         and v.shape == k.shape
         and k.shape[2] == width
-        and q.dtype == k.dtype == v.dtype == torch.float32
+        and q.dtype == k.dtype == v.dtype
     )
 
 
@@ -68,7 +68,7 @@ def in_lines(x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> tuple[Tensor, Tensor]:
     """q [L,H,D], k and v [L,K,D] `in_lines` -> what attention found [L,H,D], and the logarithms of sums of exponentials
     [L,H]."""
-    out, log_sum = q.new_empty(q.shape), q.new_empty(q.shape[:2])
+    out, log_sum = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     packed = _packed(q, k, v, out, log_sum, layout, rule)
     _run(packed, layout, q)
     return out, log_sum
@@ -103,19 +103,19 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, layou
         scaling=rule.scaling,
         window=rule.window or 0,
         token=pointer(layout.token),
-        real=pointer(layout.real),
+        holds=pointer(layout.real),
     )
 
 
 def _run(packed: Packed, layout: Layout, like: Tensor) -> None:
-    do, threads = functions(), torch.get_num_threads()
+    do, threads = functions(like.dtype), torch.get_num_threads()
     assert do is not None
     for bundle in layout.bundles:
         n, sizes = bundle.groups, bundle.sizes.data_ptr()
         b = Bundle(bundle.start, n, bundle.prefix, bundle.rows, bundle.length, 0, n, sizes)
         room, each = do.two_part_room(byref(packed), byref(b)), do.two_part_found(byref(packed), byref(b))
         some = max(1, min(n, _MOST // max(each, 1)))  # groups at once
-        work, found = like.new_empty(room * threads), like.new_empty(each * some)
+        work, found = (like.new_empty(n, dtype=torch.float32) for n in (room * threads, each * some))
         for b.first in range(0, n, some):
             b.last = min(b.first + some, n)
             do.two_part(threads, byref(packed), byref(b), work.data_ptr(), found.data_ptr())

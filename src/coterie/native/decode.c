@@ -1,4 +1,4 @@
-/* What stands between the matrix products of one decoding step of a Llama-family model, on a CPU in float32: each
+/* What stands between the matrix products of one decoding step of a Llama-family model, on a CPU: each
  * function is one pass over its rows where operators of a library would be many.
  *
  * Products that are kept for the update (`coterie.policies.replay`) are written down in the same pass: row i goes to
@@ -8,90 +8,97 @@
 
 #define KEYS 256 /* that are scored at once */
 
-/* A table of lines of `stride` floats; `rows` is null where nothing is kept. */
-typedef struct { float *rows; int64_t stride; } Table;
+/* A table of lines, each `stride` elements behind the one before; `rows` is null where nothing is kept. */
+typedef struct { char *rows; int64_t stride; } Table;
 
-static inline void keep(Table table, const int64_t *line, int64_t i, const float *x, int64_t width) {
+static inline void keep(Table table, const int64_t *line, int64_t i, const void *x, int64_t width, int64_t size) {
     if (!table.rows || (line && line[i] < 0)) return;
-    float *to = table.rows + (line ? line[i] : i) * table.stride;
+    char *to = table.rows + (line ? line[i] : i) * table.stride * size;
 #ifdef __AVX__ /* past the caches: nobody reads it before the update */
-    if ((uintptr_t)to % 32 == 0 && width % 8 == 0) {
-        for (int64_t d = 0; d < width; d += LANES) __builtin_ia32_movntps256(to + d, load(x + d));
+    if ((uintptr_t)to % 32 == 0 && width * size % 32 == 0) {
+        for (int64_t d = 0; d < width * size / 4; d += LANES)
+            __builtin_ia32_movntps256((float *)to + d, load((const float *)x + d));
         return;
     }
 #endif
-    memcpy(to, x, width * sizeof(float));
+    memcpy(to, x, width * size);
 }
 
-/* x += y, where there is a y, which is kept; inner = x over its norm. x, y and inner [n,width]. */
-void add_and_norm(int threads, int64_t n, int64_t width, float *x, const float *y, float floor, float *inner,
-                  Table table, const int64_t *line) {
+/* x += y, where there is a y, which is kept; inner = x over its norm, times `constant` [width] where there is one.
+ * x, y and inner [n,width]. */
+void add_and_norm(int threads, int64_t n, int64_t width, real *x, const real *y, float floor, const float *constant,
+                  real *inner, Table table, const int64_t *line) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t i = 0; i < n; i++) {
-        float *mine = x + i * width;
+        real *mine = x + i * width, *to = inner + i * width;
         if (y) {
-            const float *added = y + i * width;
-            for (int64_t d = 0; d < width; d += LANES) store(mine + d, load(mine + d) + load(added + d));
-            keep(table, line, i, added, width);
+            const real *added = y + i * width;
+            for (int64_t d = 0; d < width; d += LANES) put(mine + d, get(mine + d) + get(added + d));
+            keep(table, line, i, added, width, sizeof(real));
         }
         v8 scale = all(over_norm(mine, width, floor));
-        for (int64_t d = 0; d < width; d += LANES) store(inner + i * width + d, load(mine + d) * scale);
+        if (constant)
+            for (int64_t d = 0; d < width; d += LANES) put(to + d, get(mine + d) * scale * load(constant + d));
+        else
+            for (int64_t d = 0; d < width; d += LANES) put(to + d, get(mine + d) * scale);
     }
 }
 
 /* gate = silu(gate) * up, both [n,width] and kept as they were. */
-void gated(int threads, int64_t n, int64_t width, float *gate, const float *up, Table gates, Table ups,
+void gated(int threads, int64_t n, int64_t width, real *gate, const real *up, Table gates, Table ups,
            const int64_t *line) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t i = 0; i < n; i++) {
-        float *g = gate + i * width;
-        const float *u = up + i * width;
-        keep(gates, line, i, g, width);
-        keep(ups, line, i, u, width);
-        for (int64_t d = 0; d < width; d += LANES) store(g + d, silu_of(load(g + d)) * load(u + d));
+        real *g = gate + i * width;
+        const real *u = up + i * width;
+        keep(gates, line, i, g, width, sizeof(real));
+        keep(ups, line, i, u, width, sizeof(real));
+        for (int64_t d = 0; d < width; d += LANES) put(g + d, silu_of(get(g + d)) * get(u + d));
     }
 }
 
 /* n stretches of keys and values [P,D] a head of the keys, that rows share; those of stretch s are
  * members[first[s]] .. members[first[s + 1] - 1]. starts and sizes: positions of their first tokens, and their tokens. */
 typedef struct {
-    const float *keys, *values;
+    const real *keys, *values;
     int64_t n, stretch_stride, head_stride;
     const int64_t *starts, *sizes, *members, *first;
 } Level;
 
 typedef struct {
     int64_t rows, heads, kv, dim;
-    const float *made;   /* queries, keys and values side by side [rows, (heads + 2 kv) dim] */
+    const real *made;    /* queries, keys and values side by side [rows, (heads + 2 kv) dim] */
     const float *factor; /* of normed queries and keys [heads + kv, dim]; null: they are not normed */
     float floor, scaling; /* of that norm; of queries that are not normed */
-    const float *cos, *sin; /* [rows,dim]; the sine is signed */
+    const real *cos, *sin; /* [rows,dim]; the sine is signed */
     const int64_t *positions;
     int64_t window; /* tokens that a query may see, itself included; 0: all */
-    float *keys, *values; /* of the rows' own tokens: [rows,kv,room,dim] */
+    real *keys, *values; /* of the rows' own tokens: [rows,kv,room,dim] */
     int64_t row_stride, head_stride, used;
     const int64_t *late; /* first slot of each row; null: 0 */
-    float *queries; /* to work in [rows,heads,dim] */
+    real *queries; /* to work in [rows,heads,dim] */
     float *top, *total; /* to work in [rows,heads] */
-    float *out; /* what attention found [rows,heads,dim] */
+    float *out; /* to work in [rows,heads,dim] */
+    real *found; /* what attention found [rows,heads,dim] */
     Table mades, outs, sums; /* sums: logarithms of the sums of exponentials [rows,heads] */
     const int64_t *line;
 } Step;
 
 static inline void enter(const Step *s, int64_t row) {
-    const float *made = s->made + row * (s->heads + 2 * s->kv) * s->dim;
-    float z[WIDEST];
-    keep(s->mades, s->line, row, made, (s->heads + 2 * s->kv) * s->dim);
+    const real *made = s->made + row * (s->heads + 2 * s->kv) * s->dim;
+    real z[WIDEST];
+    keep(s->mades, s->line, row, made, (s->heads + 2 * s->kv) * s->dim, sizeof(real));
     for (int64_t h = 0; h < s->heads + s->kv; h++, made += s->dim) {
         int64_t k = h - s->heads;
         float scale = s->factor ? over_norm(made, s->dim, s->floor) : k < 0 ? s->scaling : 1.0f;
-        float *to = k < 0 ? s->queries + (row * s->heads + h) * s->dim
-                          : s->keys + row * s->row_stride + k * s->head_stride + s->used * s->dim;
-        for (int64_t d = 0; d < s->dim; d++) z[d] = made[d] * scale * (s->factor ? s->factor[h * s->dim + d] : 1.0f);
+        real *to = k < 0 ? s->queries + (row * s->heads + h) * s->dim
+                         : s->keys + row * s->row_stride + k * s->head_stride + s->used * s->dim;
+        for (int64_t d = 0; d < s->dim; d++)
+            put1(z + d, get1(made + d) * scale * (s->factor ? s->factor[h * s->dim + d] : 1.0f));
         turn(s->dim, z, s->cos + row * s->dim, s->sin + row * s->dim, 1.0f, to);
     }
     for (int64_t k = 0; k < s->kv; k++, made += s->dim)
-        memcpy(s->values + row * s->row_stride + k * s->head_stride + s->used * s->dim, made, s->dim * sizeof(float));
+        memcpy(s->values + row * s->row_stride + k * s->head_stride + s->used * s->dim, made, s->dim * sizeof(real));
 }
 
 /* A query and the row's own tokens: the first of what is summed up over all it sees. */
@@ -99,16 +106,16 @@ INLINE void own(const Step *s, int64_t row, int64_t head, const int64_t dim) {
     int64_t at = row * s->row_stride + head / (s->heads / s->kv) * s->head_stride;
     int64_t from = s->late ? s->late[row] : 0, place = row * s->heads + head;
     if (s->window && s->used + 1 - s->window > from) from = s->used + 1 - s->window;
-    const float *q = s->queries + place * dim;
+    const real *q = s->queries + place * dim;
     float *out = s->out + place * dim, top = -INFINITY, total = 0, weights[KEYS];
     memset(out, 0, dim * sizeof(float));
     for (int64_t a = from; a <= s->used; a += KEYS) {
         int64_t count = s->used + 1 - a < KEYS ? s->used + 1 - a : KEYS;
-        const float *keys = s->keys + at + a * dim, *values = s->values + at + a * dim;
+        const real *keys = s->keys + at + a * dim, *values = s->values + at + a * dim;
         float highest = top;
         for (int64_t j = 0; j < count; j++) {
             v8 sum = all(0.0f);
-            for (int64_t d = 0; d < dim; d += LANES) sum += load(q + d) * load(keys + j * dim + d);
+            for (int64_t d = 0; d < dim; d += LANES) sum += get(q + d) * get(keys + j * dim + d);
             weights[j] = sum_of(sum);
             if (!(weights[j] <= highest)) highest = weights[j];
         }
@@ -125,7 +132,7 @@ INLINE void own(const Step *s, int64_t row, int64_t head, const int64_t dim) {
             v8 sum[8];
             for (int64_t i = 0; i < wide / LANES; i++) sum[i] = load(out + d + i * LANES) * before;
             for (int64_t j = 0; j < count; j++)
-                for (int64_t i = 0; i < wide / LANES; i++) sum[i] += load(values + j * dim + d + i * LANES) * weights[j];
+                for (int64_t i = 0; i < wide / LANES; i++) sum[i] += get(values + j * dim + d + i * LANES) * weights[j];
             for (int64_t i = 0; i < wide / LANES; i++) store(out + d + i * LANES, sum[i]);
         }
         top = highest;
@@ -144,16 +151,26 @@ static void all_own(const Step *s, int64_t row) {
         }
 }
 
+/* n numbers as floats, in `room` if they are none. */
+static inline const float *wide(const real *x, int64_t n, float *room) {
+#ifdef BFLOAT16
+    for (int64_t i = 0; i < n; i += LANES) store(room + i, get(x + i));
+    return room;
+#else
+    return x;
+#endif
+}
+
 /* Up to sixteen queries of one head of the keys, and the keys of a stretch: those from `from` on are seen. */
-INLINE void meet(const Step *s, const float *keys, const float *values, int64_t size, const int64_t *place,
+INLINE void meet(const Step *s, const real *keys, const real *values, int64_t size, const int64_t *place,
                  const int32_t *from, int lanes, const int64_t dim) {
     v16 q[WIDEST], scores[KEYS], top, total;
-    float out[WIDE][WIDEST];
+    float out[WIDE][WIDEST], room[sizeof(real) < sizeof(float) ? KEYS * WIDEST : 1];
     int64_t lowest = size;
     i16 begin;
     for (int l = 0; l < WIDE; l++) {
         int64_t at = place[l < lanes ? l : 0];
-        for (int64_t d = 0; d < dim; d++) q[d][l] = s->queries[at * dim + d];
+        for (int64_t d = 0; d < dim; d++) q[d][l] = get1(s->queries + at * dim + d);
         memcpy(out[l], s->out + at * dim, dim * sizeof(float));
         top[l] = s->top[at];
         total[l] = s->total[at];
@@ -162,7 +179,7 @@ INLINE void meet(const Step *s, const float *keys, const float *values, int64_t 
     }
     for (int64_t a = lowest; a < size; a += KEYS) {
         int64_t count = size - a < KEYS ? size - a : KEYS;
-        products(q, keys + a * dim, count, dim, scores);
+        products(q, wide(keys + a * dim, count * dim, room), count, dim, scores);
         for (int64_t j = 0; s->window && j < count; j++)
             scores[j] = pick16(begin > (int32_t)(a + j), all16(-INFINITY), scores[j]);
         v16 highest = top;
@@ -175,7 +192,7 @@ INLINE void meet(const Step *s, const float *keys, const float *values, int64_t 
         }
         for (int l = 0; l < lanes; l++)
             for (int64_t d = 0; d < dim; d += LANES) store(out[l] + d, load(out[l] + d) * before[l]);
-        mix(scores, values + a * dim, count, dim, lanes, out);
+        mix(scores, wide(values + a * dim, count * dim, room), count, dim, lanes, out);
         top = highest;
     }
     for (int l = 0; l < lanes; l++) {
@@ -187,8 +204,8 @@ INLINE void meet(const Step *s, const float *keys, const float *values, int64_t 
 
 static void stretch(const Step *s, const Level *level, int64_t number, int64_t k) {
     int64_t each = s->heads / s->kv, first = level->first[number], count = level->first[number + 1] - first;
-    const float *keys = level->keys + number * level->stretch_stride + k * level->head_stride;
-    const float *values = level->values + number * level->stretch_stride + k * level->head_stride;
+    const real *keys = level->keys + number * level->stretch_stride + k * level->head_stride;
+    const real *values = level->values + number * level->stretch_stride + k * level->head_stride;
     for (int64_t a = 0; a < count * each; a += WIDE) {
         int64_t place[WIDE];
         int32_t from[WIDE];
@@ -228,12 +245,12 @@ void attend(int threads, const Step *s, const Level *levels, int64_t depth) {
             for (int64_t head = 0; head < s->heads; head++) {
                 int64_t place = row * s->heads + head;
                 v8 scale = all(1.0f / s->total[place]);
-                float *out = s->out + place * s->dim;
-                for (int64_t d = 0; d < s->dim; d += LANES) store(out + d, load(out + d) * scale);
+                const float *out = s->out + place * s->dim;
+                for (int64_t d = 0; d < s->dim; d += LANES) put(s->found + place * s->dim + d, load(out + d) * scale);
                 s->top[place] += logf(s->total[place]);
             }
-            keep(s->outs, s->line, row, s->out + row * s->heads * s->dim, s->heads * s->dim);
-            keep(s->sums, s->line, row, s->top + row * s->heads, s->heads);
+            keep(s->outs, s->line, row, s->found + row * s->heads * s->dim, s->heads * s->dim, sizeof(real));
+            keep(s->sums, s->line, row, s->top + row * s->heads, s->heads, sizeof(float));
         }
     }
 }

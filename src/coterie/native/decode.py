@@ -26,6 +26,7 @@ class Step(ctypes.Structure):
         ("cos", c_void_p), ("sin", c_void_p), ("positions", c_void_p), ("window", c_int64),
         ("keys", c_void_p), ("values", c_void_p), ("row_stride", c_int64), ("head_stride", c_int64), ("used", c_int64),
         ("late", c_void_p), ("queries", c_void_p), ("top", c_void_p), ("total", c_void_p), ("out", c_void_p),
+        ("found", c_void_p),
         ("mades", Table), ("outs", Table), ("sums", Table), ("line", c_void_p),
     )  # fmt: skip
 
@@ -33,7 +34,7 @@ class Step(ctypes.Structure):
 def declare(do: ctypes.CDLL) -> None:
     """The types of the functions."""
     rows: list[Any] = [c_int, c_int64, c_int64, c_void_p, c_void_p]
-    do.add_and_norm.argtypes = [*rows, c_float, c_void_p, Table, c_void_p]
+    do.add_and_norm.argtypes = [*rows, c_float, c_void_p, c_void_p, Table, c_void_p]
     do.gated.argtypes = [*rows, Table, Table, c_void_p]
     do.attend.argtypes = [c_int, POINTER(Step), POINTER(Level), c_int64]
     do.add_and_norm.restype = do.gated.restype = do.attend.restype = None

@@ -17,20 +17,19 @@ WIDEST = 256
 
 
 def suits(*tensors: Tensor | None) -> bool:
-    """Whether the compiled functions are there and take these: on a CPU, float32, the last dimension in order and a
-    multiple of eight wide.
+    """Whether the compiled functions are there and take these: on a CPU, all float32 or all bfloat16, the last
+    dimension in order and a multiple of eight wide.
     """
-    return functions() is not None and all(
-        x is None
-        or (x.device.type == "cpu" and x.dtype == torch.float32 and x.stride(-1) == 1 and x.shape[-1] % 8 == 0)
-        for x in tensors
+    some = [x for x in tensors if x is not None]
+    return functions(some[0].dtype) is not None and all(
+        x.device.type == "cpu" and x.dtype == some[0].dtype and x.stride(-1) == 1 and x.shape[-1] % 8 == 0 for x in some
     )
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x [n,H] over its root mean square, times weight [H]; and what x was multiplied by [n]."""
-    y, scale = x.new_empty(x.shape), x.new_empty(len(x))
-    _do().norm(_threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), eps, y.data_ptr(), scale.data_ptr())
+    y, scale = x.new_empty(x.shape), x.new_empty(len(x), dtype=torch.float32)
+    _do(x).norm(_threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), eps, y.data_ptr(), scale.data_ptr())
     return y, scale
 
 
@@ -39,11 +38,11 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of x [n,H] and of weight [H], if asked."""
     dx, pieces = grad.new_empty(x.shape), _pieces(x, x.shape[1]) if needs_weight else None
-    _do().norm_backward(
+    _do(x).norm_backward(
         _threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), grad.data_ptr(),
         dx.data_ptr(), pointer(pieces),
     )  # fmt: skip
-    return dx, None if pieces is None else pieces.sum(0)
+    return dx, None if pieces is None else pieces.sum(0).to(x.dtype)
 
 
 def head(
@@ -53,8 +52,8 @@ def head(
     [n,h,dim]; and what they were multiplied by to norm them [n,h].
     """
     n, heads = len(x), x.shape[1] // dim
-    y, scale = x.new_empty(n, heads, dim), None if weight is None else x.new_empty(n, heads)
-    _do().head(
+    y, scale = x.new_empty(n, heads, dim), None if weight is None else x.new_empty(n, heads, dtype=torch.float32)
+    _do(x).head(
         _threads(), n, heads, dim, x.stride(0), x.data_ptr(), pointer(weight), eps, cos.data_ptr(), sin.data_ptr(),
         y.data_ptr(), pointer(scale),
     )  # fmt: skip
@@ -73,17 +72,17 @@ def head_backward(
     """The gradients of x [n,h*dim] and of weight [dim], if asked, for grad [n,h,dim]."""
     n, heads, dim = grad.shape
     dx, pieces = grad.new_empty(n, heads * dim), _pieces(x, dim) if needs_weight else None
-    _do().head_backward(
+    _do(x).head_backward(
         _threads(), n, heads, dim, x.stride(0), x.data_ptr(), pointer(weight), pointer(scale), cos.data_ptr(),
         sin.data_ptr(), grad.data_ptr(), dx.data_ptr(), pointer(pieces),
     )  # fmt: skip
-    return dx, None if pieces is None else pieces.sum(0)
+    return dx, None if pieces is None else pieces.sum(0).to(x.dtype)
 
 
 def gate(gates: Tensor, ups: Tensor) -> Tensor:
     """silu(gates) * ups, [n,F]"""
     out = gates.new_empty(gates.shape)
-    _do().gate(
+    _do(gates).gate(
         _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), out.data_ptr()
     )
     return out
@@ -92,7 +91,7 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
 def gate_backward(gates: Tensor, ups: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """silu(gates) * ups again; for its gradient `slope`, whose memory is used, those of gates and ups. [n,F] each"""
     out, dgates = torch.empty_like(slope), torch.empty_like(slope)
-    _do().gate_backward(
+    _do(gates).gate_backward(
         _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), slope.data_ptr(),
         out.data_ptr(), dgates.data_ptr(),
     )  # fmt: skip
@@ -100,11 +99,11 @@ def gate_backward(gates: Tensor, ups: Tensor, slope: Tensor) -> tuple[Tensor, Te
 
 
 def _pieces(x: Tensor, width: int) -> Tensor:
-    return x.new_empty(-(-len(x) // PIECE), width)
+    return x.new_empty(-(-len(x) // PIECE), width, dtype=torch.float32)
 
 
-def _do() -> Any:
-    return functions()
+def _do(x: Tensor) -> Any:
+    return functions(x.dtype)
 
 
 def _threads() -> int:

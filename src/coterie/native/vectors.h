@@ -1,5 +1,8 @@
 /* Vectors of eight floats, GCC's and clang's, on any processor; and what the other files share. Widths are multiples of
- * eight. */
+ * eight.
+ *
+ * Tensors hold `real`s: floats or, with BFLOAT16, their upper halves, rounded to the nearest and to even. All is computed
+ * in floats. */
 
 #ifndef COTERIE_VECTORS_H
 #define COTERIE_VECTORS_H
@@ -20,6 +23,39 @@ static inline v8 load(const float *p) { return *(const v8u *)p; }
 static inline void store(float *p, v8 x) { *(v8u *)p = x; }
 static inline v8 all(float x) { return (v8){x, x, x, x, x, x, x, x}; }
 static inline v8 pick(i8 which, v8 a, v8 b) { return (v8)((which & (i8)a) | (~which & (i8)b)); }
+
+#ifdef BFLOAT16
+typedef uint16_t real;
+typedef uint16_t h8 __attribute__((vector_size(16)));
+typedef uint16_t h8u __attribute__((vector_size(16), aligned(2)));
+typedef uint32_t u8 __attribute__((vector_size(32)));
+
+static inline float get1(const real *p) {
+    uint32_t bits = (uint32_t)*p << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline void put1(real *p, float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof x);
+    *p = x != x ? 0x7fc0 : (real)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static inline v8 get(const real *p) { return (v8)(__builtin_convertvector(*(const h8u *)p, u8) << 16); }
+
+static inline void put(real *p, v8 x) {
+    u8 bits = (u8)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, none = (u8)(x != x);
+    *(h8u *)p = __builtin_convertvector((rounded & ~none) | (0x7fc0 & none), h8);
+}
+#else
+typedef float real;
+static inline float get1(const real *p) { return *p; }
+static inline void put1(real *p, float x) { *p = x; }
+static inline v8 get(const real *p) { return load(p); }
+static inline void put(real *p, v8 x) { store(p, x); }
+#endif
 
 static inline float sum_of(v8 x) {
     return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
@@ -49,19 +85,19 @@ static inline v8 silu_of(v8 x) {
 }
 
 /* 1 / sqrt(|x|^2 + floor^2) */
-static inline float over_norm(const float *x, int64_t width, float floor) {
+static inline float over_norm(const real *x, int64_t width, float floor) {
     v8 total = all(0.0f);
-    for (int64_t d = 0; d < width; d += LANES) { v8 y = load(x + d); total += y * y; }
+    for (int64_t d = 0; d < width; d += LANES) { v8 y = get(x + d); total += y * y; }
     return 1.0f / sqrtf(sum_of(total) + floor * floor);
 }
 
 /* Rotary positions: y = x cos + halves of x, exchanged, sin. The sine is signed; `sign` -1 turns back. */
-static inline void turn(int64_t dim, const float *x, const float *cos, const float *sin, float sign, float *y) {
+static inline void turn(int64_t dim, const real *x, const real *cos, const real *sin, float sign, real *y) {
     int64_t half = dim / 2;
     for (int64_t d = 0; d < half; d++) {
-        float a = x[d], b = x[d + half];
-        y[d] = a * cos[d] + sign * b * sin[d];
-        y[d + half] = b * cos[d + half] + sign * a * sin[d + half];
+        float a = get1(x + d), b = get1(x + d + half);
+        put1(y + d, a * get1(cos + d) + sign * b * get1(sin + d));
+        put1(y + d + half, b * get1(cos + d + half) + sign * a * get1(sin + d + half));
     }
 }
 

@@ -18,7 +18,7 @@ from coterie.native.decode import Level, Step, Table
 from coterie.policies import replay
 from coterie.policies.llama import Layer, Llama
 from coterie.policies.replay import Replay
-from coterie.rollout.engines.packed import Folded, Last
+from coterie.rollout.engines.packed import Folded, Unit
 from coterie.rollout.engines.segments import Rows, Segments
 
 _WIDEST = 128
@@ -34,19 +34,18 @@ class FusedStep:
     def __init__(self, llama: Llama) -> None:
         self.llama = llama
         self.seen: Sequence[object] | None = None
-        self.last: Last | None = None
+        self.last: Unit | None = None
         self.angles: tuple[Tensor, Tensor] | None = None
 
     def fits(self, layers: Sequence[Layer] | None) -> TypeGuard[Sequence[Folded]]:
         """Whether all of these layers are such as `native/decode.c` computes."""
         if layers is not self.seen:
             fits = (
-                native.functions() is not None
+                native.functions(self.llama.last.weight.dtype) is not None
                 and layers is not None
                 and all(map(_fits, layers))
-                and self.llama.decoder.norm.weight.dtype == torch.float32
             )
-            self.seen, self.last = layers, Last(self.llama.last) if fits else None
+            self.seen, self.last = layers, Unit(self.llama.last, False) if fits else None
         return self.last is not None
 
     def _angles(self, x: Tensor, positions: Tensor, furthest: int) -> tuple[Tensor, Tensor]:
@@ -61,34 +60,34 @@ class FusedStep:
 
     def __call__(self, layers: Sequence[Folded], ids: Tensor, positions: Tensor, states: Sequence[Rows]) -> Tensor:
         """ids and positions [n] of the rows of all states -> last hidden states [n,H]."""
-        do, kept, threads = native.functions(), replay.current(), torch.get_num_threads()
-        assert do is not None and self.last is not None
         x = self.llama.decoder.embed_tokens(ids)
+        do, kept, threads = native.functions(x.dtype), replay.current(), torch.get_num_threads()
+        assert do is not None and self.last is not None
         cos, sin = self._angles(x, positions, max(state.furthest for state in states))
         count, width = x.shape
         inner, ends = torch.empty_like(x), None if kept is None else kept.lines()
         line = pointer(ends)
         attention = _Attention(do, threads, layers[0], states, cos.contiguous(), sin, ends)
         y, below = None, _NOWHERE
-        for number, layer in enumerate(layers):
+
+        def add_and_norm(y: Tensor | None, unit: Unit, table: Table) -> None:
             do.add_and_norm(
-                threads, count, width, x.data_ptr(), pointer(y), layer.units[0].least, inner.data_ptr(), below, line
-            )
+                threads, count, width, x.data_ptr(), pointer(y), unit.least, pointer(unit.constant), inner.data_ptr(),
+                table, line,
+            )  # fmt: skip
+
+        for number, layer in enumerate(layers):
+            add_and_norm(y, layer.units[0], below)
             found = attention(number, layer, layer.product.alone(inner), kept)
             y = layer.out.alone(found)
-            table = _table(kept, layer.out.first)
-            do.add_and_norm(
-                threads, count, width, x.data_ptr(), y.data_ptr(), layer.units[1].least, inner.data_ptr(), table, line
-            )
+            add_and_norm(y, layer.units[1], _table(kept, layer.out.first))
             mlp = layer.mlp
             gate, up = mlp.gate.alone(inner), mlp.up.alone(inner)
             tables = _table(kept, mlp.gate.first), _table(kept, mlp.up.first)
             do.gated(threads, count, gate.shape[1], gate.data_ptr(), up.data_ptr(), *tables, line)
             y, below = mlp.down.alone(gate), _table(kept, mlp.down.first)
-        do.add_and_norm(
-            threads, count, width, x.data_ptr(), pointer(y), self.last.unit.least, inner.data_ptr(), below, line
-        )
-        return inner.mul_(self.last.constant)
+        add_and_norm(y, self.last, below)
+        return inner
 
 
 def _fits(layer: Layer) -> bool:
@@ -118,8 +117,9 @@ class _Attention:
         self.do, self.threads, self.states = do, threads, states
         heads, kv = layer.heads
         self.found = cos.new_empty(len(cos), heads * layer.head)
-        queries, sums = torch.empty_like(self.found), cos.new_empty(2, len(cos), heads)
-        self.used = cos, sin, ends, queries, sums  # must live as long as their addresses are used
+        queries, out = torch.empty_like(self.found), torch.empty_like(self.found, dtype=torch.float32)
+        sums = out.new_empty(2, len(cos), heads)
+        self.used = cos, sin, ends, queries, out, sums  # must live as long as their addresses are used
         self.steps, first = [], 0
         for state in states:
             self.steps.append(
@@ -136,7 +136,8 @@ class _Attention:
                     queries=queries[first:].data_ptr(),
                     top=sums[0, first:].data_ptr(),
                     total=sums[1, first:].data_ptr(),
-                    out=self.found[first:].data_ptr(),
+                    out=out[first:].data_ptr(),
+                    found=self.found[first:].data_ptr(),
                     line=None if ends is None else ends[first:].data_ptr(),
                 )
             )

@@ -1,13 +1,13 @@
 """A Llama-family model's weights laid out for decoding on a CPU: few rows at a time, the same weights every step.
 
 oneDNN reorders a matrix once and multiplies few rows by it about twice as fast as the plain layout; queries, keys and
-values are one product. Adapters are added into the copy, and in float32 what is constant about norms and scores too.
+values are one product. Adapters are added into the copy, and in float32 what is constant about norms too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -58,28 +58,24 @@ class PackedWeights:
             act = mlp.act_fn
             if gates_by_silu := type(act).__name__ in ("SiLU", "SiLUActivation"):
                 act = partial(silu, inplace=True)
-            if q[0].dtype == torch.float32:
-                layers.append(_folded(layer, (q, k, v), o, (gate, up, down), act, gates_by_silu))
-            else:
-                sizes = [len(w) for w, _ in (q, k, v)]
-                mlp = _Gated(_Product(gate), _Product(up), _Product(down), act, gates_by_silu)
-                layers.append(replace(layer, qkv=_Split(_Product(q, k, v), sizes), out=_Product(o), mlp=mlp))
+            layers.append(_folded(layer, (q, k, v), o, (gate, up, down), act, gates_by_silu))
         return layers
 
 
 def _folded(
     layer: Layer, qkv: Sequence[Affine], o: Affine, gated: Sequence[Affine], act: Linear, gates_by_silu: bool
 ) -> Folded:
-    before, after = _constant(layer.before), _constant(layer.after)
     gate, up, down = gated
-    heads, units = [len(w) // layer.head for w, _ in qkv[:2]], [_Unit(layer.before), _Unit(layer.after)]
-    rule, factor = layer.rule, None
+    exact = o[0].dtype == torch.float32
+    units = [Unit(norm, exact) for norm in (layer.before, layer.after)]
+    heads, rule, factor = [len(w) // layer.head for w, _ in qkv[:2]], layer.rule, None
     if layer.q_norm is not None and layer.k_norm is not None:
-        units.append(_Unit(layer.q_norm))
+        units.append(Unit(layer.q_norm, True))
         both = _constant(layer.q_norm) * rule.scaling, _constant(layer.k_norm)
         factor = torch.cat([x.expand(n, -1) for x, n in zip(both, heads, strict=True)])
         rule = rule._replace(scaling=1.0)
     own = {f.name: getattr(layer, f.name) for f in fields(layer)}
+    before, after = (_constant(norm) if exact else None for norm in (layer.before, layer.after))
     own |= {
         "rule": rule,
         "out": _Product(o),
@@ -90,7 +86,7 @@ def _folded(
 
 @dataclass
 class Folded(Layer):
-    """A layer whose matrices hold what is constant about the norms before them, so that little is left between them."""
+    """A layer whose matrices, in float32, hold what is constant about the norms before them: little is left between."""
 
     out: _Product
     mlp: _Gated
@@ -98,7 +94,7 @@ class Folded(Layer):
     """Queries, keys and values of x."""
     heads: list[int]
     """Of queries, and of keys and values."""
-    units: list[_Unit]
+    units: list[Unit]
     """In the place of `before`, `after` and, where there are some, the norms of queries and keys."""
     factor: Tensor | None
     """What is constant about the norms of queries and keys, the factor of scores included. [h+K,D]"""
@@ -116,36 +112,23 @@ class Folded(Layer):
         return self.mlp(self.units[1](x)).add_(x)
 
 
-class Last:
-    """The norm after the last layer."""
+class Unit:
+    """x over its norm; and what is constant about a root-mean-square norm, where no matrix has taken it in."""
 
-    def __init__(self, norm: Norm) -> None:
-        self.unit, self.constant = _Unit(norm), _constant(norm)
-
-
-class _Unit:
-    """x over its norm: what of a root-mean-square norm is not constant."""
-
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, norm: Norm, taken: bool) -> None:
         self.least = (norm.eps * len(norm.weight)) ** 0.5
         self.floor = torch.tensor(self.least)
+        self.constant = None if taken else _constant(norm)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
+        wide = x.float()
+        unit = wide / torch.hypot(torch.linalg.vector_norm(wide, dim=-1, keepdim=True), self.floor)
+        return (unit if self.constant is None else unit.mul_(self.constant)).to(x.dtype)
 
 
 def _constant(norm: Norm) -> Tensor:
-    """What x over its norm is multiplied by. [H]"""
-    return norm.weight * len(norm.weight) ** 0.5
-
-
-@dataclass
-class _Split:
-    product: Linear
-    sizes: list[int]
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.product(x).split(self.sizes, -1)
+    """What x over its norm is multiplied by, in float32. [H]"""
+    return norm.weight.float() * len(norm.weight) ** 0.5
 
 
 @dataclass
