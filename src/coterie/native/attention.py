@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from coterie.native import functions, pointer
+from coterie.policies import row_counts
 
 if TYPE_CHECKING:
     from coterie.policies.attention import Rule
@@ -68,7 +69,7 @@ def in_lines(x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> tuple[Tensor, Tensor]:
     """q [L,H,D], k and v [L,K,D] `in_lines` -> what attention found [L,H,D], and the logarithms of sums of exponentials
     [L,H]."""
-    out, log_sum = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    out, log_sum = row_counts.empty(q, *q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     packed = _packed(q, k, v, out, log_sum, layout, rule)
     _run(packed, layout, q)
     return out, log_sum
@@ -80,7 +81,7 @@ def attend_backward(
     """The gradients of q, k and v for that of `out`."""
     out, log_sum, grad = out.contiguous(), log_sum.contiguous(), grad.contiguous()
     packed = _packed(q, k, v, out, log_sum, layout, rule)
-    found = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    found = row_counts.empty(q, *q.shape), row_counts.empty(k, *k.shape), row_counts.empty(v, *v.shape)
     packed.grad, packed.backward = grad.data_ptr(), 1
     packed.dq, packed.dk, packed.dv = (x.data_ptr() for x in found)
     _run(packed, layout, q)

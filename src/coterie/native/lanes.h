@@ -18,14 +18,7 @@ static inline void store16(float *p, v16 x) { *(v16u *)p = x; }
 static inline v16 all16(float x) { return (v16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 static inline v16 pick16(i16 which, v16 a, v16 b) { return (v16)((which & (i16)a) | (~which & (i16)b)); }
 
-static inline v16 exp16(v16 x) {
-    v8 half[2];
-    memcpy(half, &x, sizeof x);
-    half[0] = exp_of(half[0]);
-    half[1] = exp_of(half[1]);
-    memcpy(&x, half, sizeof x);
-    return x;
-}
+EXP(exp16, v16, i16, all16, pick16)
 
 /* result[j] = the products of lanes x with rows y [count,dim] */
 INLINE void products(const v16 *x, const float *y, int64_t count, const int64_t dim, v16 *result) {

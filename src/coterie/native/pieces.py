@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from coterie.native import functions, pointer
+from coterie.policies import row_counts
 
 PIECE = 256
 """As in `train.c`."""
@@ -28,7 +29,7 @@ def suits(*tensors: Tensor | None) -> bool:
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x [n,H] over its root mean square, times weight [H]; and what x was multiplied by [n]."""
-    y, scale = x.new_empty(x.shape), x.new_empty(len(x), dtype=torch.float32)
+    y, scale = row_counts.empty(x, *x.shape), x.new_empty(len(x), dtype=torch.float32)
     _do(x).norm(_threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), eps, y.data_ptr(), scale.data_ptr())
     return y, scale
 
@@ -37,7 +38,7 @@ def norm_backward(
     x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, needs_weight: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of x [n,H] and of weight [H], if asked."""
-    dx, pieces = grad.new_empty(x.shape), _pieces(x, x.shape[1]) if needs_weight else None
+    dx, pieces = row_counts.empty(grad, *x.shape), _pieces(x, x.shape[1]) if needs_weight else None
     _do(x).norm_backward(
         _threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), grad.data_ptr(),
         dx.data_ptr(), pointer(pieces),
@@ -71,7 +72,7 @@ def head_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of x [n,h*dim] and of weight [dim], if asked, for grad [n,h,dim]."""
     n, heads, dim = grad.shape
-    dx, pieces = grad.new_empty(n, heads * dim), _pieces(x, dim) if needs_weight else None
+    dx, pieces = row_counts.empty(grad, n, heads * dim), _pieces(x, dim) if needs_weight else None
     _do(x).head_backward(
         _threads(), n, heads, dim, x.stride(0), x.data_ptr(), pointer(weight), pointer(scale), cos.data_ptr(),
         sin.data_ptr(), grad.data_ptr(), dx.data_ptr(), pointer(pieces),
@@ -81,7 +82,7 @@ def head_backward(
 
 def gate(gates: Tensor, ups: Tensor) -> Tensor:
     """silu(gates) * ups, [n,F]"""
-    out = gates.new_empty(gates.shape)
+    out = row_counts.empty(gates, *gates.shape)
     _do(gates).gate(
         _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), out.data_ptr()
     )
@@ -90,7 +91,7 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
 
 def gate_backward(gates: Tensor, ups: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """silu(gates) * ups again; for its gradient `slope`, whose memory is used, those of gates and ups. [n,F] each"""
-    out, dgates = torch.empty_like(slope), torch.empty_like(slope)
+    out, dgates = torch.empty_like(slope), row_counts.empty(slope, *slope.shape)
     _do(gates).gate_backward(
         _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), slope.data_ptr(),
         out.data_ptr(), dgates.data_ptr(),

@@ -61,23 +61,26 @@ static inline float sum_of(v8 x) {
     return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
 
-/* exp(x) to about an ulp, of x <= 0; below -87 it is 0, and what is not a number stays that. */
-static inline v8 exp_of(v8 x) {
-    v8 bounded = pick(x < all(-87.0f), all(-87.0f), x);
-    i8 power = __builtin_convertvector(bounded * all(1.44269504f) - all(0.5f), i8);
-    v8 n = __builtin_convertvector(power, v8);
-    v8 r = (bounded - n * all(0.693145752f)) - n * all(1.42860677e-6f);
-    v8 p = all(1.9875691500e-4f);
-    p = p * r + all(1.3981999507e-3f);
-    p = p * r + all(8.3334519073e-3f);
-    p = p * r + all(4.1665795894e-2f);
-    p = p * r + all(1.6666665459e-1f);
-    p = p * r + all(5.0000001201e-1f);
-    p = p * r * r + r + all(1.0f);
-    p *= (v8)((power + 127) << 23);
-    p = pick(x < all(-87.0f), all(0.0f), p);
-    return pick(x == x, p, x);
-}
+/* exp(x) to about an ulp, of x <= 0; below -87 it is 0, and what is not a number stays that. For vectors of any width:
+ * floats `v`, integers `i` of as many lanes. */
+#define EXP(name, v, i, all, pick)                                                  \
+    static inline v name(v x) {                                                     \
+        v bounded = pick(x < all(-87.0f), all(-87.0f), x);                          \
+        i power = __builtin_convertvector(bounded * all(1.44269504f) - all(0.5f), i); \
+        v n = __builtin_convertvector(power, v);                                    \
+        v r = (bounded - n * all(0.693145752f)) - n * all(1.42860677e-6f);          \
+        v p = all(1.9875691500e-4f);                                                \
+        p = p * r + all(1.3981999507e-3f);                                          \
+        p = p * r + all(8.3334519073e-3f);                                          \
+        p = p * r + all(4.1665795894e-2f);                                          \
+        p = p * r + all(1.6666665459e-1f);                                          \
+        p = p * r + all(5.0000001201e-1f);                                          \
+        p = p * r * r + r + all(1.0f);                                              \
+        p *= (v)((power + 127) << 23);                                              \
+        p = pick(x < all(-87.0f), all(0.0f), p);                                    \
+        return pick(x == x, p, x);                                                  \
+    }
+EXP(exp_of, v8, i8, all, pick)
 
 static inline v8 silu_of(v8 x) {
     v8 small = exp_of(pick(x < 0, x, -x)); /* exp(-|x|) */

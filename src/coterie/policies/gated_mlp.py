@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 
 from coterie.native import pieces as native
 from coterie.policies import replay
-from coterie.policies.products import linear, times
+from coterie.policies.products import add_times, linear, times
 
 
 def rows_at_once(width: int, device: torch.device) -> int:
@@ -62,10 +62,10 @@ class _GatedMLP(torch.autograd.Function):
         for number, (rows, slope) in enumerate(zip(x.split(size), grad.split(size), strict=True)):
             gates, values = kept[2 * number : 2 * number + 2]
             made, dgates, dvalues = _gate_backward(gates, values, times(slope, down.T))
-            _add(sums[2], slope.T, made)
+            for total, a, b in zip(sums, (dgates, dvalues, slope), (rows, rows, made), strict=True):
+                if total is not None:
+                    add_times(total, a, b)
             torch.add(times(dvalues, up.T), times(dgates, gate.T), out=dx[number * size : number * size + len(rows)])
-            _add(sums[0], dgates.T, rows)
-            _add(sums[1], dvalues.T, rows)
         return dx, *(None if s is None else s.to(x.dtype) for s in sums), None
 
 
@@ -80,13 +80,3 @@ def _gate_backward(gates: Tensor, values: Tensor, slope: Tensor) -> tuple[Tensor
 
 def _wide(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-
-
-def _add(total: Tensor | None, a: Tensor, b: Tensor) -> None:
-    """total += a b; sums over pieces are in float32 at least."""
-    if total is None:
-        return
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    else:
-        total.add_(a @ b)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from coterie.policies.products import add_times, times
 from coterie.rollout.engines.sampling import measure, truncate
 from coterie.rollouts import Sampling
 
@@ -196,18 +197,19 @@ class _ScoreLinear(torch.autograd.Function):
                 slope = logps.exp_().mul_(-up)
             slope.scatter_add_(-1, tokens[at].unsqueeze(-1), up)
             slope = slope.to(hidden.dtype)
-            if dhidden is not None:
+            if dhidden is not None and slope.dtype == torch.bfloat16:
+                dhidden[at] = times(slope, weight.T)
+            elif dhidden is not None:
                 torch.mm(slope, weight, out=dhidden[at])
-            if dweight is not None and dweight.dtype == slope.dtype:
-                dweight.addmm_(slope.T, states)
-            elif dweight is not None:
-                dweight += slope.T @ states
+            if dweight is not None:
+                add_times(dweight, slope, states)
         return dhidden, None if dweight is None else dweight.to(weight.dtype), None, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float, banned: Tensor) -> Tensor:
     """In float32, over the temperature. (.to copies only a half-precision product)"""
-    logits = (hidden @ weight.T).to(_result_dtype(hidden))
+    made = times(hidden, weight) if hidden.dtype == torch.bfloat16 else hidden @ weight.T
+    logits = made.to(_result_dtype(hidden))
     if temperature != 1.0:
         logits /= temperature
     return logits.index_fill_(-1, banned, _FORBIDDEN) if len(banned) else logits

@@ -15,7 +15,7 @@ from torch import Tensor
 from coterie import native
 from coterie.native import pointer
 from coterie.native.decode import Level, Step, Table
-from coterie.policies import replay
+from coterie.policies import replay, row_counts
 from coterie.policies.llama import Layer, Llama
 from coterie.policies.replay import Replay
 from coterie.rollout.engines.packed import Folded, Unit
@@ -65,7 +65,7 @@ class FusedStep:
         assert do is not None and self.last is not None
         cos, sin = self._angles(x, positions, max(state.furthest for state in states))
         count, width = x.shape
-        inner, ends = torch.empty_like(x), None if kept is None else kept.lines()
+        inner, ends = row_counts.empty(x, count, width), None if kept is None else kept.lines()
         line = pointer(ends)
         attention = _Attention(do, threads, layers[0], states, cos.contiguous(), sin, ends)
         y, below = None, _NOWHERE
@@ -116,7 +116,7 @@ class _Attention:
     ) -> None:
         self.do, self.threads, self.states = do, threads, states
         heads, kv = layer.heads
-        self.found = cos.new_empty(len(cos), heads * layer.head)
+        self.found = row_counts.empty(cos, len(cos), heads * layer.head)
         queries, out = torch.empty_like(self.found), torch.empty_like(self.found, dtype=torch.float32)
         sums = out.new_empty(2, len(cos), heads)
         self.used = cos, sin, ends, queries, out, sums  # must live as long as their addresses are used

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from coterie.policies import replay
+from coterie.policies import replay, row_counts
 from coterie.policies.llama import Layer, Linear, Llama, Norm, rotate
 
 Affine = tuple[Tensor, Tensor | None]
@@ -163,7 +163,7 @@ class _Product:
 
     def alone(self, x: Tensor) -> Tensor:
         """Without keeping it."""
-        return self.multiply(x, self.packed, self.bias, "none", [], "")
+        return row_counts.cut(self.multiply(row_counts.widened(x), self.packed, self.bias, "none", [], ""), len(x))
 
 
 def weight_and_bias(module: Any) -> Affine | None:

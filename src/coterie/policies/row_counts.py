@@ -1,0 +1,46 @@
+"""Few different numbers of rows for matrix products on a CPU.
+
+oneDNN compiles code for every shape that it meets: that takes a millisecond or two, and of the last thousand shapes it
+keeps half a megabyte each. Packed batches are hardly ever of the same length twice. So behind the tensors that are
+multiplied there is memory for a rounder number of rows, and a product goes through all of these: what stands in the last
+of them is anything, and no row of a product depends on another.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_FINEST = 8
+
+
+def rounded(rows: int, up: bool = True) -> int:
+    """The next of 32 numbers between two powers of two; few rows are left alone, or, down, are none."""
+    if rows < 2 * _FINEST:
+        return rows if up else 0
+    step = max(_FINEST, 2 ** (rows.bit_length() - 6))
+    return (-(-rows // step) if up else rows // step) * step
+
+
+def empty(like: Tensor, rows: int, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """A new tensor [rows, *shape], and on a CPU memory behind it for a rounder number of rows."""
+    room = rounded(rows) if like.device.type == "cpu" else rows
+    return cut(like.new_empty(room, *shape, dtype=dtype), rows)
+
+
+def widened(x: Tensor) -> Tensor:
+    """x [L,I] with a rounder number of rows, those behind the L of any content; a copy where there is no memory."""
+    rows = rounded(len(x))
+    if rows == len(x):
+        return x
+    end = x.storage_offset() + rows * x.shape[1]
+    if x.is_contiguous() and end * x.element_size() <= x.untyped_storage().nbytes():
+        return x.as_strided((rows, x.shape[1]), (x.shape[1], 1))
+    room = x.new_empty(rows, x.shape[1])
+    room[: len(x)] = x
+    return room
+
+
+def cut(x: Tensor, rows: int) -> Tensor:
+    """A new tensor's first rows, in place: its memory stays."""
+    return x if len(x) == rows else x.resize_(rows, *x.shape[1:])
