@@ -2,8 +2,8 @@
 
 oneDNN compiles code for every shape that it meets: that takes a millisecond or two, and of the last thousand shapes it
 keeps half a megabyte each. Packed batches are hardly ever of the same length twice. So behind the tensors that are
-multiplied there is memory for a rounder number of rows, and a product goes through all of these: what stands in the last
-of them is anything, and no row of a product depends on another.
+multiplied there is memory for a rounder number of rows, and a product goes through all of these: what stands in the
+last of them is anything, and no row of a product depends on another.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ def empty(like: Tensor, rows: int, *shape: int, dtype: torch.dtype | None = None
 
 def widened(x: Tensor) -> Tensor:
     """x [L,I] with a rounder number of rows, those behind the L of any content; a copy where there is no memory."""
-    rows = rounded(len(x))
-    if rows == len(x):
+    count, width = x.shape
+    rows = rounded(count)
+    if rows == count:
         return x
-    end = x.storage_offset() + rows * x.shape[1]
+    end = x.storage_offset() + rows * width
     if x.is_contiguous() and end * x.element_size() <= x.untyped_storage().nbytes():
-        return x.as_strided((rows, x.shape[1]), (x.shape[1], 1))
-    room = x.new_empty(rows, x.shape[1])
-    room[: len(x)] = x
+        return x.as_strided((rows, width), (width, 1))
+    room = x.new_empty(rows, width)
+    room[:count] = x
     return room
 
 
 def cut(x: Tensor, rows: int) -> Tensor:
     """A new tensor's first rows, in place: its memory stays."""
-    return x if len(x) == rows else x.resize_(rows, *x.shape[1:])
+    return x if x.shape[0] == rows else x.resize_(rows, *x.shape[1:])

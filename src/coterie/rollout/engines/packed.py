@@ -163,7 +163,7 @@ class _Product:
 
     def alone(self, x: Tensor) -> Tensor:
         """Without keeping it."""
-        return row_counts.cut(self.multiply(row_counts.widened(x), self.packed, self.bias, "none", [], ""), len(x))
+        return row_counts.cut(self.multiply(row_counts.widened(x), self.packed, self.bias, "none", [], ""), x.shape[0])
 
 
 def weight_and_bias(module: Any) -> Affine | None:
