@@ -267,7 +267,7 @@ class _RMSNorm(torch.autograd.Function):
         wide = x if x.dtype == torch.float64 else x.float()
         scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
+        return (wide * scale).mul_(weight).to(x.dtype)  # rounded once, as where decoding computes it
 
     @staticmethod
     @once_differentiable

@@ -103,7 +103,7 @@ class Folded(Layer):
         made = self.product(self.units[0](x)).unflatten(-1, (-1, self.head))
         turned, v = made.split([sum(self.heads), self.heads[1]], 1)
         if self.factor is not None:
-            turned = self.units[2](turned).mul_(self.factor)
+            turned = self.units[2](turned, self.factor)
         q, k = rotate(turned, cos, sin).split(self.heads, 1)
         return q, k, v
 
@@ -120,10 +120,10 @@ class Unit:
         self.floor = torch.tensor(self.least)
         self.constant = None if taken else _constant(norm)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        wide = x.float()
+    def __call__(self, x: Tensor, constant: Tensor | None = None) -> Tensor:
+        constant, wide = self.constant if constant is None else constant, x.float()
         unit = wide / torch.hypot(torch.linalg.vector_norm(wide, dim=-1, keepdim=True), self.floor)
-        return (unit if self.constant is None else unit.mul_(self.constant)).to(x.dtype)
+        return (unit if constant is None else unit.mul_(constant)).to(x.dtype)
 
 
 def _constant(norm: Norm) -> Tensor:
