@@ -69,7 +69,7 @@ typedef struct {
     int64_t rows, heads, kv, dim;
     const real *made;    /* queries, keys and values side by side [rows, (heads + 2 kv) dim] */
     const float *factor; /* of normed queries and keys [heads + kv, dim]; null: they are not normed */
-    float floor, scaling; /* of that norm; of queries that are not normed */
+    float floor, scaling; /* of that norm; of scores */
     const real *cos, *sin; /* [rows,dim]; the sine is signed */
     const int64_t *positions;
     int64_t window; /* tokens that a query may see, itself included; 0: all */
@@ -90,7 +90,7 @@ static inline void enter(const Step *s, int64_t row) {
     keep(s->mades, s->line, row, made, (s->heads + 2 * s->kv) * s->dim, sizeof(real));
     for (int64_t h = 0; h < s->heads + s->kv; h++, made += s->dim) {
         int64_t k = h - s->heads;
-        float scale = s->factor ? over_norm(made, s->dim, s->floor) : k < 0 ? s->scaling : 1.0f;
+        float scale = s->factor ? over_norm(made, s->dim, s->floor) : 1.0f;
         real *to = k < 0 ? s->queries + (row * s->heads + h) * s->dim
                          : s->keys + row * s->row_stride + k * s->head_stride + s->used * s->dim;
         for (int64_t d = 0; d < s->dim; d++)
@@ -116,7 +116,7 @@ INLINE void own(const Step *s, int64_t row, int64_t head, const int64_t dim) {
         for (int64_t j = 0; j < count; j++) {
             v8 sum = all(0.0f);
             for (int64_t d = 0; d < dim; d += LANES) sum += get(q + d) * get(keys + j * dim + d);
-            weights[j] = sum_of(sum);
+            weights[j] = sum_of(sum) * s->scaling;
             if (!(weights[j] <= highest)) highest = weights[j];
         }
         float before = exp_of(all(top - highest))[0];
@@ -170,7 +170,7 @@ INLINE void meet(const Step *s, const real *keys, const real *values, int64_t si
     i16 begin;
     for (int l = 0; l < WIDE; l++) {
         int64_t at = place[l < lanes ? l : 0];
-        for (int64_t d = 0; d < dim; d++) q[d][l] = get1(s->queries + at * dim + d);
+        for (int64_t d = 0; d < dim; d++) q[d][l] = get1(s->queries + at * dim + d) * s->scaling;
         memcpy(out[l], s->out + at * dim, dim * sizeof(float));
         top[l] = s->top[at];
         total[l] = s->total[at];

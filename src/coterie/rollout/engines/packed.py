@@ -1,7 +1,7 @@
 """A Llama-family model's weights laid out for decoding on a CPU: few rows at a time, the same weights every step.
 
 oneDNN reorders a matrix once and multiplies few rows by it about twice as fast as the plain layout; queries, keys and
-values are one product. Adapters are added into the copy, and in float32 what is constant about norms too.
+values are one product. Adapters are added into the copy, and in float32 what is constant about norms and scores too.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def _folded(
     heads, rule, factor = [len(w) // layer.head for w, _ in qkv[:2]], layer.rule, None
     if layer.q_norm is not None and layer.k_norm is not None:
         units.append(Unit(layer.q_norm, True))
-        both = _constant(layer.q_norm) * rule.scaling, _constant(layer.k_norm)
-        factor = torch.cat([x.expand(n, -1) for x, n in zip(both, heads, strict=True)])
-        rule = rule._replace(scaling=1.0)
+        q, k = _constant(layer.q_norm), _constant(layer.k_norm)
+        if exact:
+            q, rule = q * rule.scaling, rule._replace(scaling=1.0)
+        factor = torch.cat([x.expand(n, -1) for x, n in zip((q, k), heads, strict=True)])
     own = {f.name: getattr(layer, f.name) for f in fields(layer)}
     before, after = (_constant(norm) if exact else None for norm in (layer.before, layer.after))
     own |= {
@@ -97,7 +98,8 @@ class Folded(Layer):
     units: list[Unit]
     """In the place of `before`, `after` and, where there are some, the norms of queries and keys."""
     factor: Tensor | None
-    """What is constant about the norms of queries and keys, the factor of scores included. [h+K,D]"""
+    """What is constant about the norms of queries and keys, in float32 the factor of scores included: queries in
+    bfloat16 are those of training, which are not rounded once more. [h+K,D]"""
 
     def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         made = self.product(self.units[0](x)).unflatten(-1, (-1, self.head))
