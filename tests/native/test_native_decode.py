@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from coterie import native
 from coterie.errors import PolicyError
 from coterie.native import attention, pieces
 from coterie.policies.causal_lm import CausalLM
-from coterie.policies.llama import Llama
+from coterie.policies.llama import Llama, Norm
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.replay import Replay
 from coterie.policies.shared_prefix import SharedPrefix
@@ -353,6 +354,18 @@ def test_without_the_functions_too_training_rounds_as_decoding_does(monkeypatch,
             assert float((mine.units[0](x) == its.before(x)).float().mean()) > 0.99
             for made, want in zip(mine.enter(x, *angles), its.enter(x, *angles), strict=True):
                 assert made.dtype == HALF and float((made == want).float().mean()) > 0.95
+
+
+def test_norms_of_another_type_than_what_they_norm():
+    """Weights of heads' norms in float32 over bfloat16 are read as what they are."""
+    llama = Llama(model_of("qwen3", HALF).model)
+    layer = llama.layers[0]
+    wide = replace(layer, **{n: Norm(getattr(layer, n).weight.float(), 1e-6) for n in ("q_norm", "k_norm")})
+    x = torch.randn(9, 48, generator=torch.Generator().manual_seed(2)).to(HALF)
+    angles = llama.angles(x.unsqueeze(0), torch.arange(9).unsqueeze(0))
+    for mine, its in zip(wide.enter(x, *angles), layer.enter(x, *angles), strict=True):
+        assert mine.dtype == HALF
+        torch.testing.assert_close(mine, its, rtol=0, atol=0.02 * float(its.detach().abs().max()))
 
 
 @both_types
