@@ -368,6 +368,24 @@ def test_norms_of_another_type_than_what_they_norm():
         torch.testing.assert_close(mine, its, rtol=0, atol=0.02 * float(its.detach().abs().max()))
 
 
+def test_a_model_that_is_given_another_type_starts_anew(steps):
+    """Nothing that was laid out for the type before is used again: weights, angles, memory of tables."""
+
+    def sampled(policy):
+        with policy.kept.keeping(2**24):
+            rollouts = policy.rollout([Prompt((1, 3, 4)), Prompt((1, 5))], [[1, 2], [3]], Sampling(max_tokens=8))
+        logp = policy.score(rollouts)["logp"].detach()
+        assert {t.dtype for t in policy.kept.calls[-1].tables} == {policy.model.dtype}
+        policy.kept.forget()
+        return rollouts["tokens"], rollouts["logp_old"], logp
+
+    policy = policy_of("llama")
+    before = sampled(policy)
+    policy.model.to(HALF)
+    got, want = sampled(policy), sampled(policy_of("llama", HALF))
+    assert steps and all(map(torch.equal, got, want)) and not torch.equal(got[1], before[1])
+
+
 @both_types
 def test_adapters_act(both, forced, dtype):
     """Those over bfloat16 are float32."""

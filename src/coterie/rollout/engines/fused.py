@@ -52,7 +52,7 @@ class FusedStep:
         """Those of positions [n], none beyond `furthest`: [n,1,D] each."""
         if self.llama.decoder.rotary_emb.rope_type != "default":  # others may depend on how far a call reaches
             return self.llama.angles(x.unsqueeze(0), positions.unsqueeze(0))
-        if self.angles is None or len(self.angles[0]) <= furthest:
+        if self.angles is None or len(self.angles[0]) <= furthest or self.angles[0].dtype != x.dtype:
             every = torch.arange(2 * furthest + _ANGLES, device=x.device).unsqueeze(0)
             self.angles = self.llama.angles(x.unsqueeze(0), every)
         cos, sin = self.angles

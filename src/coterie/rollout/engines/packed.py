@@ -30,11 +30,11 @@ class PackedWeights:
     def __init__(self, llama: Llama) -> None:
         self.llama = llama
         self.weights = list(llama.decoder.parameters())
-        self.made_of: list[int] = []
+        self.made_of: list[tuple[int, int]] = []
         self.made: list[Layer] | None = None
 
     def layers(self) -> list[Layer] | None:
-        now = [w._version for w in self.weights]
+        now = [(w._version, w.data_ptr()) for w in self.weights]  # of another type they are elsewhere
         if now != self.made_of:
             self.made_of, self.made = now, self._pack() if self._pays(self.weights) else None
         return self.made
