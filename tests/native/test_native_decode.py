@@ -386,6 +386,18 @@ def test_a_model_that_is_given_another_type_starts_anew(steps):
     assert steps and all(map(torch.equal, got, want)) and not torch.equal(got[1], before[1])
 
 
+@torch.inference_mode()
+def test_processors_whose_products_are_not_of_bfloat16(monkeypatch, steps):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    for dtype, used in ((HALF, []), (torch.float32, [2])):
+        model = model_of("llama", dtype)
+        decoder = decoder_of(model)
+        state = decoder.prefill([[1, 3, 4], [1, 5]])
+        decoder.step([state], [torch.tensor([5, 6])])
+        check(model, state, [[1, 3, 4, 5], [1, 5, 6]])
+        assert steps == used
+
+
 @both_types
 def test_adapters_act(both, forced, dtype):
     """Those over bfloat16 are float32."""

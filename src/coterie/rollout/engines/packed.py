@@ -41,9 +41,8 @@ class PackedWeights:
 
     def _pays(self, weights: list[Tensor]) -> bool:
         first = weights[0]
-        fits = first.device.type == "cpu" and first.dtype in (torch.float32, torch.bfloat16)
         small = sum(w.numel() * w.element_size() for w in weights) <= _LARGEST
-        return fits and small and torch.backends.mkldnn.is_available()
+        return first.device.type == "cpu" and small and torch.backends.mkldnn.is_available() and _packs(first.dtype)
 
     @torch.no_grad()
     def _pack(self) -> list[Layer] | None:
@@ -60,6 +59,12 @@ class PackedWeights:
                 act = partial(silu, inplace=True)
             layers.append(_folded(layer, (q, k, v), o, (gate, up, down), act, gates_by_silu))
         return layers
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies such matrices: bfloat16 only on processors with some of AVX-512."""
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and supported())
 
 
 def _folded(
