@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from coterie import native
+from coterie.native import pieces
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import ModelSpec
 from coterie.policies.tiny import TinySpec
@@ -84,6 +85,7 @@ def test_each_type_has_a_library_and_others_none(cache, compiler):
     assert not cache.exists()
     library = native.functions(torch.bfloat16)
     assert library is not None and native.functions(torch.bfloat16) is library and len(names(cache)) == 1
+    assert not pieces.suits(torch.zeros(2, 8, device="meta")) and len(names(cache)) == 1  # nor where it is of no use
     gates = torch.linspace(-3, 3, 16).bfloat16().view(1, 16)
     out = torch.full((1, 24), 7.0, dtype=torch.bfloat16)
     library.gate(1, 1, 16, gates.data_ptr(), 16, gates.data_ptr(), 16, out.data_ptr())

@@ -40,11 +40,7 @@ class FusedStep:
     def fits(self, layers: Sequence[Layer] | None) -> TypeGuard[Sequence[Folded]]:
         """Whether all of these layers are such as `native/decode.c` computes."""
         if layers is not self.seen:
-            fits = (
-                native.functions(self.llama.last.weight.dtype) is not None
-                and layers is not None
-                and all(map(_fits, layers))
-            )
+            fits = layers is not None and all(map(_fits, layers))
             self.seen, self.last = layers, Unit(self.llama.last, False) if fits else None
         return self.last is not None
 
@@ -98,6 +94,7 @@ def _fits(layer: Layer) -> bool:
         and layer.mlp.silu
         and layer.head % 16 == 0
         and layer.out.width % 8 == layer.mlp.gate.width % 8 == 0
+        and native.functions(layer.out.first.dtype) is not None
     )
 
 
