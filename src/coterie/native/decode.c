@@ -11,13 +11,15 @@
 /* A table of lines, each `stride` elements behind the one before; `rows` is null where nothing is kept. */
 typedef struct { char *rows; int64_t stride; } Table;
 
+typedef float v8any __attribute__((vector_size(32), aligned(2), may_alias)); /* in memory that holds anything */
+
 static inline void keep(Table table, const int64_t *line, int64_t i, const void *x, int64_t width, int64_t size) {
     if (!table.rows || (line && line[i] < 0)) return;
     char *to = table.rows + (line ? line[i] : i) * table.stride * size;
 #ifdef __AVX__ /* past the caches: nobody reads it before the update */
     if ((uintptr_t)to % 32 == 0 && width * size % 32 == 0) {
         for (int64_t d = 0; d < width * size / 4; d += LANES)
-            __builtin_ia32_movntps256((float *)to + d, load((const float *)x + d));
+            __builtin_ia32_movntps256((float *)to + d, *(const v8any *)((const float *)x + d));
         return;
     }
 #endif
