@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from coterie import native
+from coterie.native import pieces
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import ModelSpec
 from coterie.policies.tiny import TinySpec
@@ -76,19 +77,36 @@ def test_built_once_and_found_again(cache, compiler, tmp_path):
     torch.testing.assert_close(out, torch.nn.functional.silu(gates) * gates)
 
 
+@needs_compiler
+def test_each_type_has_a_library_and_others_none(cache, compiler):
+    compiler(f'exec "{COMPILER}" "$@" -O0')
+    for dtype in (torch.float64, torch.float16, torch.int16):
+        assert native.functions(dtype) is None
+    assert not cache.exists()
+    library = native.functions(torch.bfloat16)
+    assert library is not None and native.functions(torch.bfloat16) is library and len(names(cache)) == 1
+    assert not pieces.suits(torch.zeros(2, 8, device="meta")) and len(names(cache)) == 1  # nor where it is of no use
+    gates = torch.linspace(-3, 3, 16).bfloat16().view(1, 16)
+    out = torch.full((1, 24), 7.0, dtype=torch.bfloat16)
+    library.gate(1, 1, 16, gates.data_ptr(), 16, gates.data_ptr(), 16, out.data_ptr())
+    want = torch.nn.functional.silu(gates.float()) * gates.float()
+    torch.testing.assert_close(out[:, :16].float(), want, rtol=2**-8, atol=0)
+    assert bool((out[:, 16:] == 7.0).all())  # of its own width, not of another type's
+
+
 def test_two_at_once_both_have_it(cache, compiler, tmp_path):
     """Neither compiler ends before the other has begun."""
     wait = f'for i in $(seq 100); do [ $(wc -l < "{tmp_path}/calls") -ge 2 ] && break; sleep 0.1; done\n'
     name = compiler(f'echo >> "{tmp_path}/calls"\n{wait}{TO_OUTPUT}echo built > "$2"')
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(native._built, [name, name])
+        first, second = pool.map(native._built, [name] * 2, ["FLOAT32"] * 2)
     assert (tmp_path / "calls").read_text() == "\n\n"
     assert first == second and first.read_text() == "built\n" and names(cache) == [first.name]
 
 
-def test_other_code_compilers_and_processors_have_libraries_of_their_own(cache, compiler, monkeypatch, tmp_path):
+def test_other_code_types_compilers_and_processors_have_libraries_of_their_own(cache, compiler, monkeypatch, tmp_path):
     name = compiler(f'{TO_OUTPUT}echo > "$2"')
-    paths = [native._built(name)]
+    paths = [native._built(name, holds) for holds in ("FLOAT32", "BFLOAT16")]
     for suffix in (".h", ".c"):
         sources = [tmp_path / s.name for s in native.SOURCES]
         for source, copy in zip(native.SOURCES, sources, strict=True):
@@ -97,15 +115,15 @@ def test_other_code_compilers_and_processors_have_libraries_of_their_own(cache, 
         changed.write_text(changed.read_text() + "\n")
         with monkeypatch.context() as patch:
             patch.setattr(native, "SOURCES", sources)
-            paths.append(native._built(name))
+            paths.append(native._built(name, "FLOAT32"))
     other = tmp_path / "another"
     shutil.copy(name, other)
-    paths.append(native._built(str(other)))
+    paths.append(native._built(str(other), "FLOAT32"))
     assert native._processor().strip()
     with monkeypatch.context() as patch:
         patch.setattr(native, "_processor", lambda: "of another kind")
-        paths.append(native._built(name))
-    assert len(set(paths)) == 5 == len(names(cache)) and native._built(name) == paths[0]
+        paths.append(native._built(name, "FLOAT32"))
+    assert len(set(paths)) == 6 == len(names(cache)) and native._built(name, "FLOAT32") == paths[0]
 
 
 def no_compiler(monkeypatch, tmp_path, compiler):
@@ -165,7 +183,7 @@ WITHOUT = [
 @pytest.mark.parametrize("damage", WITHOUT)
 def test_without_it_there_is_none(cache, compiler, monkeypatch, tmp_path, damage):
     damage(monkeypatch, tmp_path, compiler)
-    assert native.functions() is None and native.missing()
+    assert native.functions() is None and native.functions(torch.bfloat16) is None and native.missing()
     if cache.exists() and damage is not compiler_that_makes_something_else:
         assert not names(cache)  # nothing half-made is left
 

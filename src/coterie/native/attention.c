@@ -45,7 +45,8 @@ static void gather(const Part *part, Seen *seen) {
     const Packed *p = part->p;
     for (int64_t i = 0; i < part->count; i++) {
         int64_t t = token_of(p, part->slot + i);
-        const real *key = p->k + t * p->k_stride + part->head * p->dim, *value = p->v + t * p->v_stride + part->head * p->dim;
+        const real *key = p->k + t * p->k_stride + part->head * p->dim;
+        const real *value = p->v + t * p->v_stride + part->head * p->dim;
         for (int64_t d = 0; d < p->dim; d += LANES) {
             store(seen->keys + i * p->dim + d, get(key + d));
             store(seen->values + i * p->dim + d, get(value + d));

@@ -49,8 +49,8 @@ def suits(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> bool:
     """Whether the compiled functions are there and take these."""
     width = q.shape[2]
     return (
-        functions(q.dtype) is not None
-        and q.device.type == "cpu"
+        q.device.type == "cpu"
+        and functions(q.dtype) is not None
         and rule.softcap is None
         and layout.again is None
         and width % 16 == 0

@@ -11,13 +11,15 @@
 /* A table of lines, each `stride` elements behind the one before; `rows` is null where nothing is kept. */
 typedef struct { char *rows; int64_t stride; } Table;
 
+typedef float v8any __attribute__((vector_size(32), aligned(2), may_alias)); /* in memory that holds anything */
+
 static inline void keep(Table table, const int64_t *line, int64_t i, const void *x, int64_t width, int64_t size) {
     if (!table.rows || (line && line[i] < 0)) return;
     char *to = table.rows + (line ? line[i] : i) * table.stride * size;
 #ifdef __AVX__ /* past the caches: nobody reads it before the update */
     if ((uintptr_t)to % 32 == 0 && width * size % 32 == 0) {
         for (int64_t d = 0; d < width * size / 4; d += LANES)
-            __builtin_ia32_movntps256((float *)to + d, load((const float *)x + d));
+            __builtin_ia32_movntps256((float *)to + d, *(const v8any *)((const float *)x + d));
         return;
     }
 #endif
@@ -69,7 +71,7 @@ typedef struct {
     int64_t rows, heads, kv, dim;
     const real *made;    /* queries, keys and values side by side [rows, (heads + 2 kv) dim] */
     const float *factor; /* of normed queries and keys [heads + kv, dim]; null: they are not normed */
-    float floor, scaling; /* of that norm; of queries that are not normed */
+    float floor, scaling; /* of that norm; of scores */
     const real *cos, *sin; /* [rows,dim]; the sine is signed */
     const int64_t *positions;
     int64_t window; /* tokens that a query may see, itself included; 0: all */
@@ -90,7 +92,7 @@ static inline void enter(const Step *s, int64_t row) {
     keep(s->mades, s->line, row, made, (s->heads + 2 * s->kv) * s->dim, sizeof(real));
     for (int64_t h = 0; h < s->heads + s->kv; h++, made += s->dim) {
         int64_t k = h - s->heads;
-        float scale = s->factor ? over_norm(made, s->dim, s->floor) : k < 0 ? s->scaling : 1.0f;
+        float scale = s->factor ? over_norm(made, s->dim, s->floor) : 1.0f;
         real *to = k < 0 ? s->queries + (row * s->heads + h) * s->dim
                          : s->keys + row * s->row_stride + k * s->head_stride + s->used * s->dim;
         for (int64_t d = 0; d < s->dim; d++)
@@ -116,7 +118,7 @@ INLINE void own(const Step *s, int64_t row, int64_t head, const int64_t dim) {
         for (int64_t j = 0; j < count; j++) {
             v8 sum = all(0.0f);
             for (int64_t d = 0; d < dim; d += LANES) sum += get(q + d) * get(keys + j * dim + d);
-            weights[j] = sum_of(sum);
+            weights[j] = sum_of(sum) * s->scaling;
             if (!(weights[j] <= highest)) highest = weights[j];
         }
         float before = exp_of(all(top - highest))[0];
@@ -170,7 +172,7 @@ INLINE void meet(const Step *s, const real *keys, const real *values, int64_t si
     i16 begin;
     for (int l = 0; l < WIDE; l++) {
         int64_t at = place[l < lanes ? l : 0];
-        for (int64_t d = 0; d < dim; d++) q[d][l] = get1(s->queries + at * dim + d);
+        for (int64_t d = 0; d < dim; d++) q[d][l] = get1(s->queries + at * dim + d) * s->scaling;
         memcpy(out[l], s->out + at * dim, dim * sizeof(float));
         top[l] = s->top[at];
         total[l] = s->total[at];

@@ -22,9 +22,10 @@ def suits(*tensors: Tensor | None) -> bool:
     dimension in order and a multiple of eight wide.
     """
     some = [x for x in tensors if x is not None]
-    return functions(some[0].dtype) is not None and all(
+    fit = all(
         x.device.type == "cpu" and x.dtype == some[0].dtype and x.stride(-1) == 1 and x.shape[-1] % 8 == 0 for x in some
     )
+    return fit and functions(some[0].dtype) is not None
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,10 @@ class Layer:
     def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What stands before attention: x [L,H] -> queries [L,h,D], keys and values [L,K,D]."""
         q, k, v = self.qkv(self.before(x))
-        if self.head % 8 == 0 and self.head <= native.WIDEST and native.suits(q, k, cos, sin):
-            q, k = (_head(y, self.head, norm, cos, sin) for y, norm in ((q, self.q_norm), (k, self.k_norm)))
+        norms = self.q_norm, self.k_norm
+        weights = (None if norm is None else norm.weight for norm in norms)
+        if self.head % 8 == 0 and self.head <= native.WIDEST and native.suits(q, k, cos, sin, *weights):
+            q, k = (_head(y, self.head, norm, cos, sin) for y, norm in zip((q, k), norms, strict=True))
             return q, k, v.unflatten(-1, (-1, self.head))
         q, k, v = (y.unflatten(-1, (-1, self.head)) for y in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
@@ -267,7 +269,7 @@ class _RMSNorm(torch.autograd.Function):
         wide = x if x.dtype == torch.float64 else x.float()
         scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).to(x.dtype).mul_(weight)
+        return (wide * scale).mul_(weight).to(x.dtype)  # rounded once, as where decoding computes it
 
     @staticmethod
     @once_differentiable

@@ -42,10 +42,10 @@ class Replay:
         widths += [count * each for count, each in heads]
         self.tables: list[Tensor]
         self.sums: list[Tensor]
-        if used is not None and [t.shape[1] for t in used.tables] == widths and len(used.tables[0]) >= lines:
+        first = products[0][0]
+        if used is not None and used.fits(first, lines, widths):
             self.tables, self.sums = used.tables, used.sums  # memory that is mapped already: pages are slow to get
         else:  # made outside inference mode: a backward pass will need them
-            first = products[0][0]
             self.tables = [torch.empty(lines, n, dtype=first.dtype, device=first.device) for n in widths]
             wide = torch.promote_types(first.dtype, torch.float32)
             self.sums = [torch.empty(lines, count, dtype=wide, device=first.device) for count, _ in heads]
@@ -73,6 +73,12 @@ class Replay:
     @property
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in [*self.tables, *self.sums])
+
+    def fits(self, like: Tensor, lines: int, widths: Sequence[int]) -> bool:
+        """Whether these tables have room for so many lines of such products."""
+        one = self.tables[0]
+        alike = (one.dtype, one.device) == (like.dtype, like.device)
+        return alike and len(one) >= lines and [t.shape[1] for t in self.tables] == widths
 
     @property
     def fresh(self) -> bool:

@@ -128,7 +128,7 @@ def _leave(x: Tensor, found: Tensor, after: Scaled, o: Affine, gate: Affine, up:
 
 def _normed(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
     wide = x.to(eps.dtype)
-    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype) * weight
+    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * weight).to(x.dtype)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -40,11 +40,7 @@ class FusedStep:
     def fits(self, layers: Sequence[Layer] | None) -> TypeGuard[Sequence[Folded]]:
         """Whether all of these layers are such as `native/decode.c` computes."""
         if layers is not self.seen:
-            fits = (
-                native.functions(self.llama.last.weight.dtype) is not None
-                and layers is not None
-                and all(map(_fits, layers))
-            )
+            fits = layers is not None and all(map(_fits, layers))
             self.seen, self.last = layers, Unit(self.llama.last, False) if fits else None
         return self.last is not None
 
@@ -52,7 +48,7 @@ class FusedStep:
         """Those of positions [n], none beyond `furthest`: [n,1,D] each."""
         if self.llama.decoder.rotary_emb.rope_type != "default":  # others may depend on how far a call reaches
             return self.llama.angles(x.unsqueeze(0), positions.unsqueeze(0))
-        if self.angles is None or len(self.angles[0]) <= furthest:
+        if self.angles is None or len(self.angles[0]) <= furthest or self.angles[0].dtype != x.dtype:
             every = torch.arange(2 * furthest + _ANGLES, device=x.device).unsqueeze(0)
             self.angles = self.llama.angles(x.unsqueeze(0), every)
         cos, sin = self.angles
@@ -98,6 +94,7 @@ def _fits(layer: Layer) -> bool:
         and layer.mlp.silu
         and layer.head % 16 == 0
         and layer.out.width % 8 == layer.mlp.gate.width % 8 == 0
+        and native.functions(layer.out.first.dtype) is not None
     )
 
 

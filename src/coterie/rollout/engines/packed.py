@@ -1,7 +1,7 @@
 """A Llama-family model's weights laid out for decoding on a CPU: few rows at a time, the same weights every step.
 
 oneDNN reorders a matrix once and multiplies few rows by it about twice as fast as the plain layout; queries, keys and
-values are one product. Adapters are added into the copy, and in float32 what is constant about norms too.
+values are one product. Adapters are added into the copy, and in float32 what is constant about norms and scores too.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ class PackedWeights:
     def __init__(self, llama: Llama) -> None:
         self.llama = llama
         self.weights = list(llama.decoder.parameters())
-        self.made_of: list[int] = []
+        self.made_of: list[tuple[int, int]] = []
         self.made: list[Layer] | None = None
 
     def layers(self) -> list[Layer] | None:
-        now = [w._version for w in self.weights]
+        now = [(w._version, w.data_ptr()) for w in self.weights]  # of another type they are elsewhere
         if now != self.made_of:
             self.made_of, self.made = now, self._pack() if self._pays(self.weights) else None
         return self.made
 
     def _pays(self, weights: list[Tensor]) -> bool:
         first = weights[0]
-        fits = first.device.type == "cpu" and first.dtype in (torch.float32, torch.bfloat16)
         small = sum(w.numel() * w.element_size() for w in weights) <= _LARGEST
-        return fits and small and torch.backends.mkldnn.is_available()
+        return first.device.type == "cpu" and small and torch.backends.mkldnn.is_available() and _packs(first.dtype)
 
     @torch.no_grad()
     def _pack(self) -> list[Layer] | None:
@@ -62,6 +61,12 @@ class PackedWeights:
         return layers
 
 
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies such matrices: bfloat16 only on processors with some of AVX-512."""
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and supported())
+
+
 def _folded(
     layer: Layer, qkv: Sequence[Affine], o: Affine, gated: Sequence[Affine], act: Linear, gates_by_silu: bool
 ) -> Folded:
@@ -71,9 +76,10 @@ def _folded(
     heads, rule, factor = [len(w) // layer.head for w, _ in qkv[:2]], layer.rule, None
     if layer.q_norm is not None and layer.k_norm is not None:
         units.append(Unit(layer.q_norm, True))
-        both = _constant(layer.q_norm) * rule.scaling, _constant(layer.k_norm)
-        factor = torch.cat([x.expand(n, -1) for x, n in zip(both, heads, strict=True)])
-        rule = rule._replace(scaling=1.0)
+        q, k = _constant(layer.q_norm), _constant(layer.k_norm)
+        if exact:
+            q, rule = q * rule.scaling, rule._replace(scaling=1.0)
+        factor = torch.cat([x.expand(n, -1) for x, n in zip((q, k), heads, strict=True)])
     own = {f.name: getattr(layer, f.name) for f in fields(layer)}
     before, after = (_constant(norm) if exact else None for norm in (layer.before, layer.after))
     own |= {
@@ -97,13 +103,14 @@ class Folded(Layer):
     units: list[Unit]
     """In the place of `before`, `after` and, where there are some, the norms of queries and keys."""
     factor: Tensor | None
-    """What is constant about the norms of queries and keys, the factor of scores included. [h+K,D]"""
+    """What is constant about the norms of queries and keys, in float32 the factor of scores included: queries in
+    bfloat16 are those of training, which are not rounded once more. [h+K,D]"""
 
     def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         made = self.product(self.units[0](x)).unflatten(-1, (-1, self.head))
         turned, v = made.split([sum(self.heads), self.heads[1]], 1)
         if self.factor is not None:
-            turned = self.units[2](turned).mul_(self.factor)
+            turned = self.units[2](turned, self.factor)
         q, k = rotate(turned, cos, sin).split(self.heads, 1)
         return q, k, v
 
@@ -120,10 +127,10 @@ class Unit:
         self.floor = torch.tensor(self.least)
         self.constant = None if taken else _constant(norm)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        wide = x.float()
+    def __call__(self, x: Tensor, constant: Tensor | None = None) -> Tensor:
+        constant, wide = self.constant if constant is None else constant, x.float()
         unit = wide / torch.hypot(torch.linalg.vector_norm(wide, dim=-1, keepdim=True), self.floor)
-        return (unit if self.constant is None else unit.mul_(self.constant)).to(x.dtype)
+        return (unit if constant is None else unit.mul_(constant)).to(x.dtype)
 
 
 def _constant(norm: Norm) -> Tensor:
