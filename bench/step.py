@@ -59,7 +59,7 @@ def run(options: Any) -> Findings:
 
 def _compare(setting: Setting, options: Any, found: Findings) -> None:
     config = step_config(setting.size, setting.prompt, 64, setting.prompts, 8, options.threads)
-    config["scratch"] = str(SCRATCH / "trl")
+    config |= {"scratch": str(SCRATCH / "trl"), "tokens": 8 * setting.prompts * (setting.prompt + 64)}
     runs = options.runs_or(setting.runs, 2)
     configs = {dtype: config | {"dtype": dtype} for dtype in DTYPES}
     tried = {dtype: _ways_of_trl(configs[dtype]) for dtype in DTYPES}
@@ -107,8 +107,9 @@ def _ways_of_trl(config: dict[str, Any]) -> list[Way]:
     """By one step each after a first one: the batch whole or cut, bfloat16 weights or autocast."""
     rows = config["prompts"] * config["group_size"]
     variants: list[dict[str, Any]] = [{"microbatch": m} for m in (rows, max(config["group_size"], rows // 8))]
-    if config["dtype"] == "bfloat16":
-        variants = [{**v, "autocast": cast} for v in variants for cast in (False, True)]
+    if config["dtype"] == "bfloat16":  # whole, a long batch takes twice as long as cut, in either type
+        some = variants if config["tokens"] < 5000 else variants[1:]
+        variants = [{**v, "autocast": cast} for v in some for cast in (False, True)]
     ways = []
     for variant in variants:
         with Worker("trl-probe", trl_python(), TRL, config | variant) as worker:

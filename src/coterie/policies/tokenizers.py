@@ -148,9 +148,12 @@ def _check_characters(tokenizer: Any, text: str) -> None:
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if not isinstance(model, WordLevel) or tokenizer.unk_token_id is not None:
         return
+    vocabulary = tokenizer.get_vocab().keys()
+    if not set(text) - vocabulary:
+        return
     for special in tokenizer.all_special_tokens:
         text = text.replace(special, "")
-    unknown = sorted(set(text) - tokenizer.get_vocab().keys())
+    unknown = sorted(set(text) - vocabulary)
     if unknown:
         raise PolicyError(
             f"the vocabulary has no {', '.join(map(repr, unknown))}",
