@@ -70,13 +70,26 @@ def test_memory_of_others_is_read_only_within_bounds():
 
 
 @pytest.mark.parametrize("rows", [0, 3, 16, 100, 259])
-@pytest.mark.parametrize(("dtype", "total"), [(d, d) for d in DTYPES] + [(torch.bfloat16, torch.float32)])
-def test_sums_over_rows(rows, dtype, total):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_over_rows(rows, dtype):
     a, b = normal(rows, 8, dtype=dtype), normal(rows, 24, dtype=dtype, seed=1)
-    found = normal(8, 24, dtype=total, seed=2)
-    want = found.double() + a.double().T @ b.double()
-    add_times(found, a, b)
-    torch.testing.assert_close(found.double(), want, rtol=DTYPES[dtype], atol=DTYPES[dtype] * 20)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    before = normal(8, 24, dtype=wide, seed=2)
+    made = a.double().T @ b.double()
+    for total, want in ((None, made), (before, made + before.double())):
+        got = add_times(total, a, b)
+        assert got.dtype == wide
+        torch.testing.assert_close(got.double(), want, rtol=DTYPES[dtype], atol=DTYPES[dtype] * 20)
+
+
+@pytest.mark.parametrize("rows", [3, 100, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_plus_something(rows, dtype):
+    x, weight, plus = normal(rows, 24, dtype=dtype), normal(8, 24, dtype=dtype, seed=1), normal(rows, 8, dtype=dtype)
+    want = x.double() @ weight.double().T + plus.double()
+    got = times(x, weight, plus.clone())
+    assert got.shape == plus.shape
+    torch.testing.assert_close(got.double(), want, rtol=DTYPES[dtype], atol=DTYPES[dtype] * 20)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,6 +112,11 @@ def test_batches_of_many_lengths_multiply_few_numbers_of_rows(monkeypatch):
         seen.add(len(x))
         return multiply(x, *args)
 
+    def counted_sum(x, *args):
+        seen.add(len(x))
+        return multiply.binary(x, *args)
+
+    counted.binary = counted_sum
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
     for seed in range(12):
         prompts = [Prompt((1, *range(3, 3 + seed + i)), {}, i) for i in range(4)]

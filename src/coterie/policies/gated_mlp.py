@@ -56,16 +56,16 @@ class _GatedMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, up, down, *kept = ctx.saved_tensors
-        size, dx = rows_at_once(len(gate), x.device), torch.empty_like(x)
-        weights = [w if need else None for w, need in zip((gate, up, down), ctx.needs_input_grad[1:4], strict=True)]
-        sums = [None if w is None else torch.zeros_like(w, dtype=_wide(w)) for w in weights]
+        size, slopes = rows_at_once(len(gate), x.device), []
+        sums: list[Tensor | None] = [None] * 3
         for number, (rows, slope) in enumerate(zip(x.split(size), grad.split(size), strict=True)):
             gates, values = kept[2 * number : 2 * number + 2]
             made, dgates, dvalues = _gate_backward(gates, values, times(slope, down.T))
-            for total, a, b in zip(sums, (dgates, dvalues, slope), (rows, rows, made), strict=True):
-                if total is not None:
-                    add_times(total, a, b)
-            torch.add(times(dvalues, up.T), times(dgates, gate.T), out=dx[number * size : number * size + len(rows)])
+            for i, (a, b) in enumerate(((dgates, rows), (dvalues, rows), (slope, made))):
+                if ctx.needs_input_grad[1 + i]:
+                    sums[i] = add_times(sums[i], a, b)
+            slopes.append(times(dgates, gate.T, times(dvalues, up.T)))
+        dx = slopes[0] if len(slopes) == 1 else torch.cat(slopes)
         return dx, *(None if s is None else s.to(x.dtype) for s in sums), None
 
 
@@ -76,7 +76,3 @@ def _gate_backward(gates: Tensor, values: Tensor, slope: Tensor) -> tuple[Tensor
     active = silu(gates)
     dvalues = slope * active
     return active.mul_(values), torch.ops.aten.silu_backward(slope.mul_(values), gates), dvalues
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32

@@ -202,7 +202,7 @@ class _ScoreLinear(torch.autograd.Function):
             elif dhidden is not None:
                 torch.mm(slope, weight, out=dhidden[at])
             if dweight is not None:
-                add_times(dweight, slope, states)
+                dweight = add_times(dweight, slope, states)
         return dhidden, None if dweight is None else dweight.to(weight.dtype), None, None, None, None
 
 

@@ -15,36 +15,28 @@ from torch.autograd.function import once_differentiable
 from coterie.policies import replay, row_counts
 
 
-def times(x: Tensor, weight: Tensor) -> Tensor:
-    """x [L,I] times the transpose of weight [O,I] -> [L,O]. Not differentiable: for written-out gradients."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.dtype != weight.dtype:
-        return x @ weight.mT
-    wide = row_counts.widened(x)
-    if x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        out = torch.ops.mkldnn._linear_pointwise(wide, weight, None, "none", [], "")
-    else:
-        out = wide @ weight.mT
-    return row_counts.cut(out, x.shape[0])
+def times(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
+    """x [L,I] times the transpose of weight [O,I], and `plus` [L,O] -> [L,O]. Not differentiable."""
+    onednn = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
+    wide = row_counts.widened(x) if onednn else x
+    if onednn and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        multiply = torch.ops.mkldnn._linear_pointwise
+        if plus is not None:
+            out = multiply.binary(wide, row_counts.widened(plus), weight, None, "add")
+            return row_counts.cut(out, x.shape[0])
+        return row_counts.cut(multiply(wide, weight, None, "none", [], ""), x.shape[0])
+    out = row_counts.cut(wide @ weight.mT, x.shape[0])
+    return out if plus is None else out.add_(plus)
 
 
-def add_times(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total [O,I] += the transpose of a [L,O] times b [L,I], where `total` is of the type of both, or float32."""
-    if total.dtype == a.dtype:
-        total.addmm_(a.T, b)
-        return
+def add_times(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total [O,I], if there is one already, plus the transpose of a [L,O] times b [L,I]; in float32 at least."""
+    if a.dtype in (torch.float32, torch.float64):
+        return a.T @ b if total is None else total.addmm_(a.T, b)
     whole = row_counts.rounded(len(a), up=False) if a.device.type == "cpu" else len(a)
-    total.add_(a[:whole].T @ b[:whole])
-    if whole < len(a):
-        total.addmm_(a[whole:].T.to(total.dtype), b[whole:].to(total.dtype))
-
-
-def _sum_times(a: Tensor, b: Tensor) -> Tensor:
-    """The transpose of a [L,O] times b [L,I] -> [O,I]"""
-    if a.dtype != torch.bfloat16:
-        return a.T @ b
-    total = a.new_zeros(a.shape[1], b.shape[1], dtype=torch.float32)
-    add_times(total, a, b)
-    return total.to(a.dtype)
+    made = a[:whole].T @ b[:whole]
+    total = made.float() if total is None else total.add_(made)
+    return total if whole == len(a) else total.addmm_(a[whole:].T.float(), b[whole:].float())
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -68,4 +60,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        return times(grad, weight.T) if needs[0] else None, _sum_times(grad, x) if needs[1] else None, None
+        return (
+            times(grad, weight.T) if needs[0] else None,
+            add_times(None, grad, x).to(x.dtype) if needs[1] else None,
+            None,
+        )
