@@ -74,6 +74,8 @@ INLINE void spread(const v16 *weights, float (*rows)[WIDEST], int64_t count, con
             v16 sum[4][2] = {0};
             for (int l = 0; l < WIDE; l++) {
                 v16 a = load16(rows[l] + d), b = both ? load16(rows[l] + d + 16) : a;
+                HOLD(a);
+                HOLD(b);
                 for (int i = 0; i < 4; i++) {
                     float weight = w[(j + (i < some ? i : 0)) * WIDE + l];
                     sum[i][0] += a * weight;

@@ -20,6 +20,13 @@ static inline v16 pick16(i16 which, v16 a, v16 b) { return (v16)((which & (i16)a
 
 EXP(exp16, v16, i16, all16, pick16)
 
+/* Keep x in a register: compilers would rather load it again for every product, and loads are what there are too few of. */
+#if defined(__AVX512F__)
+#define HOLD(x) __asm__("" : "+v"(x))
+#else
+#define HOLD(x)
+#endif
+
 /* result[j] = the products of lanes x with rows y [count,dim] */
 INLINE void products(const v16 *x, const float *y, int64_t count, const int64_t dim, v16 *result) {
     int64_t j = 0;
@@ -50,6 +57,8 @@ INLINE void mix(const v16 *weights, const float *y, int64_t count, const int64_t
             }
             for (int64_t j = 0; j < count; j++) {
                 v16 a = load16(y + j * dim + d), b = both ? load16(y + j * dim + d + 16) : a;
+                HOLD(a);
+                HOLD(b);
                 for (int i = 0; i < 4; i++) {
                     sum[i][0] += a * w[j * WIDE + l + i];
                     sum[i][1] += b * w[j * WIDE + l + i];
