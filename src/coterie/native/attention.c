@@ -289,7 +289,8 @@ int64_t two_part_found(const Packed *p, const Bundle *b) {
 /* room: `two_part_room` for each thread; found: `two_part_found` for each group. */
 void two_part(int threads, const Packed *p, const Bundle *b, float *room, float *found) {
     int tasks = tasks_of(b);
-    int64_t pairs = (b->last - b->first) * p->kv, all = pairs * tasks, each = 2 * b->prefix * p->dim, mine = two_part_room(p, b);
+    int64_t pairs = (b->last - b->first) * p->kv, all = pairs * tasks;
+    int64_t each = 2 * b->prefix * p->dim, mine = two_part_room(p, b);
     #pragma omp parallel num_threads(threads)
     {
 #ifdef _OPENMP
@@ -299,9 +300,10 @@ void two_part(int threads, const Packed *p, const Bundle *b, float *room, float 
         float *own = room;
 #endif
         #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < all; i++) {
-            int64_t pair = i / tasks;
-            task(p, b, b->first + pair / p->kv, pair % p->kv, (int)(i % tasks), p->backward ? found + i * each : NULL, own);
+        for (int64_t i = 0; i < all; i++) { /* prompts last: they are less work than what threads begin with */
+            int64_t pair = i % pairs, number = tasks - 1 - i / pairs;
+            float *dprompt = p->backward ? found + (pair * tasks + number) * each : NULL;
+            task(p, b, b->first + pair / p->kv, pair % p->kv, (int)number, dprompt, own);
         }
         if (p->backward) {
             #pragma omp for schedule(static)

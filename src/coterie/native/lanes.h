@@ -20,7 +20,7 @@ static inline v16 pick16(i16 which, v16 a, v16 b) { return (v16)((which & (i16)a
 
 EXP(exp16, v16, i16, all16, pick16)
 
-/* Keep x in a register: compilers would rather load it again for every product, and loads are what there are too few of. */
+/* Keep x in a register: compilers would rather load it for every product, and loads are what there are too few of. */
 #if defined(__AVX512F__)
 #define HOLD(x) __asm__("" : "+v"(x))
 #else

@@ -12,7 +12,7 @@ from torch import Tensor
 from coterie.native import functions, pointer
 from coterie.policies import row_counts
 
-PIECE = 256
+PIECE = 128
 """As in `train.c`."""
 WIDEST = 256
 

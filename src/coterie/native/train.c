@@ -3,7 +3,7 @@
 
 #include "vectors.h"
 
-#define PIECE 256
+#define PIECE 128
 #define WIDEST 256 /* head */
 
 /* y = x / sqrt(mean(x^2) + eps) * weight, and that factor of x: x [n,width] in lines of `stride`. */
