@@ -36,7 +36,7 @@ def run(options: Any) -> Findings:
         rollouts = _rollouts(prompt, completion, group)
         seconds: dict[bool, list[float]] = {False: [], True: []}
         logp: dict[bool, Any] = {}
-        runs = options.runs_or(2 if prompt > 2048 else 5, 3)
+        runs = options.runs_or(15 if prompt < 1024 else 5 if prompt < 4096 else 2, 3)
         for number in range(runs + 1):
             for on, policy in policies.items():
                 policy.model.zero_grad(set_to_none=True)
