@@ -15,7 +15,7 @@ _FINEST = 8
 
 
 def rounded(rows: int, up: bool = True) -> int:
-    """The next of 32 numbers between two powers of two; few rows are left alone, or, down, are none."""
+    """The next of at most 32 numbers between two powers of two; few rows are left alone, or, down, are none."""
     if rows < 2 * _FINEST:
         return rows if up else 0
     step = max(_FINEST, 2 ** (rows.bit_length() - 6))
