@@ -17,8 +17,6 @@ from bench.workers import TRL, Worker, ours, take_turns
 from bench.workload import step_config
 
 PHASES = ("generate", "score", "learn")
-
-
 DTYPES = ("float32", "bfloat16")
 
 
