@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 from sandbox.test_hostile import BACKENDS, needed
 
 from coterie.errors import RecipeError, SandboxError
-from coterie.sandbox import Limits, Sandbox, sandbox, seccomp
+from coterie.sandbox import Limits, Sandbox, process, sandbox, seccomp
 from coterie.sandbox.process import JAIL
 
 
@@ -42,6 +43,20 @@ def test_each_limit_ends_a_program_and_is_named(backend: str, code: str, outcome
     seconds = 1.5 if outcome == "timeout" else 30  # the others must be ended for what they are, on a busy machine too
     limits = Limits(seconds=seconds, memory_mib=256, processes=8)
     assert Sandbox(limits, backend=backend).python(code).outcome in outcome.split()  # type: ignore[arg-type]
+
+
+@needed
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_machine_itself_refuses_more_processes(backend: str) -> None:
+    """Looking at them now and then is too late on a busy machine: a fork bomb doubles faster than we look."""
+    if os.geteuid() == 0 and process._identity() is None:
+        pytest.skip("root without privileges cannot give programs a user of their own")
+    code = (
+        "import os, time\nstarted = 0\ntry:\n    while started < 40:\n        if os.fork() == 0: time.sleep(60)\n"
+        "        started += 1\nexcept BlockingIOError: print(started)"
+    )
+    result = Sandbox(Limits(processes=8), backend=backend).python(code)  # type: ignore[arg-type]
+    assert result.ok and 4 < int(result.stdout) < 8
 
 
 @needed

@@ -153,7 +153,7 @@ def _write_files(files: dict[str, str], folder: str) -> None:
 
 def _supervise(config: dict[str, Any], life: int, answer: int, kind: str) -> dict[str, Any]:
     """Start the program, watch the clock, its memory and whether anybody waits, and say how it ended."""
-    limits, identity, began = config["limits"], config["identity"] if kind == "namespaces" else None, time.monotonic()
+    limits, identity, began = config["limits"], config["identity"], time.monotonic()
     if identity is not None:
         os.chown("/tmp", identity, identity)
     _libc.prctl(_DUMPABLE, 0, 0, 0, 0)  # nobody reads or traces us

@@ -88,10 +88,11 @@ class Program:
         self._folder = tempfile.TemporaryDirectory(prefix="coterie-") if backend == "none" else None
         folder = self._folder.name if self._folder is not None else "/tmp"
         binds = list(dict.fromkeys((*SYSTEM, *readable)))
+        identity = _identity() if backend != "none" else None
         config = {
             "argv": [a.replace("{folder}", folder) for a in argv],
             "env": ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},
-            "files": dict(files), "binds": binds, "limits": asdict(limits), "identity": _identity(),
+            "files": dict(files), "binds": binds, "limits": asdict(limits), "identity": identity,
             "seccomp": seccomp.program(),
         }  # fmt: skip
         theirs_life, self._life = os.pipe()
@@ -100,7 +101,7 @@ class Program:
         kind = {"bubblewrap": "inside", "namespaces": "namespaces", "none": "open"}[backend]
         command = [PYTHON, "-I", "-S", "-c", BOOT, *numbers, kind]
         if backend == "bubblewrap":
-            command = [*_bubblewrap(binds, limits), *command]
+            command = [*_bubblewrap(binds, limits, identity), *command]
         self.began = time.monotonic()
         try:
             self._process = subprocess.Popen(
@@ -228,38 +229,36 @@ def _write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
+_SYS_ADMIN = 21  # the number of CAP_SYS_ADMIN
+
+
 def _identity() -> int | None:
-    """A user id nobody else has, where we may choose one: a limit of processes counts those of a user."""
+    """A user id nobody else has, where we may choose one: a limit of processes counts a user's, and never root's."""
     if os.geteuid() != 0:
         return None
     try:
         first, _, count = map(int, Path("/proc/self/uid_map").read_text().split())
-    except (OSError, ValueError):
+        may = int(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16)
+    except (OSError, ValueError, IndexError):
         return None
-    if first != 0 or count < 65536:
+    if first != 0 or count < 65536 or not may >> _SYS_ADMIN & 1:
         return None
     return random.SystemRandom().randrange(32768, min(count, 1 << 31) - 2) & ~1  # its supervisor has the next
 
 
-def _bubblewrap(binds: Sequence[str], limits: Limits) -> list[str]:
-    command = [
-        "bwrap",
-        "--unshare-all",
-        "--unshare-user",
-        "--uid",
-        "65534",
-        "--gid",
-        "65534",
-        "--die-with-parent",
-        "--as-pid-1",
-        "--new-session",
-        "--cap-drop",
-        "ALL",
-    ]
+def _bubblewrap(binds: Sequence[str], limits: Limits, identity: int | None) -> list[str]:
+    command = ["bwrap", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    command += ["--die-with-parent", "--as-pid-1", "--new-session", "--cap-drop", "ALL"]
+    if identity is None:
+        command += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+    else:  # in a user namespace of root's there would be no other user; the jail gives these away
+        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_CHOWN"]
     for path in binds:
         if os.path.islink(path):
             command += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
+            for folder in reversed(Path(path).parents[:-1]):  # bubblewrap itself would make some that only root enters
+                command += ["--dir", str(folder)]
             command += ["--ro-bind", path, path]
     # Of root, /proc/sys would be writable.
     command += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,8 @@ class Sandbox:
     network, no other processes, no user id that owns anything, no privileges, and no system calls that could get it
     some. It and all it started end with the first limit it goes past, and with us.
 
-    backend: "auto" takes bubblewrap where it is installed, else makes the namespaces itself (root the other way round);
-    where neither is possible it raises SandboxError. "none" runs programs without protection, only limited; it warns.
+    backend: "auto" takes bubblewrap where it is installed, else makes the namespaces itself; where neither is possible
+    it raises SandboxError. "none" runs programs without protection, only limited; it warns.
     readable: further folders that programs may read. Linux only.
     """
 
@@ -61,8 +60,6 @@ def detect() -> Backend:
     """The safest backend that works here. Raises SandboxError where none does."""
     tried: list[str] = []
     backends: list[Backend] = ["bubblewrap", "namespaces"]
-    if os.geteuid() == 0:
-        backends.reverse()  # root can give programs a user id of their own, which bubblewrap does not
     for backend in backends:
         if backend == "bubblewrap" and shutil.which("bwrap") is None:
             tried.append("bubblewrap is not installed")
