@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
 
 from coterie.errors import PolicyError
 
@@ -49,3 +50,11 @@ def reuse_freed_memory() -> None:
     if hasattr(library, "gnu_get_libc_version"):
         for setting, value in ((_MMAP, 2**30), (_TRIM, 2**31 - 1), (_TOP_PAD, 2**26)):
             library.mallopt(setting, value)
+
+
+def intel() -> bool:
+    """Whether Linux says that the processor is Intel's."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

@@ -28,6 +28,7 @@ typedef struct {
     int64_t window;        /* tokens that a query may see, itself included; 0: all */
     const int64_t *token;  /* of each slot; null: the slot itself */
     const uint8_t *holds;  /* which slots hold a token; null: all */
+    const uint8_t *asked;  /* [L]: which queries are computed; null: all. Of others dq is 0, and out as it was. */
     int backward;
 } Packed;
 
@@ -167,17 +168,25 @@ INLINE void queries(const Part *part, Seen *seen, int parts, const int64_t dim) 
     const Packed *p = part->p;
     int64_t each = p->heads / p->kv;
     Queries x;
-    for (int64_t a = 0; a < part->count * each; a += WIDE) {
+    for (int64_t next = 0; next < part->count * each;) {
         real *place[WIDE];
-        int64_t entry[WIDE], lanes = part->count * each - a < WIDE ? part->count * each - a : WIDE;
+        int64_t entry[WIDE], query[WIDE], lanes = 0;
+        for (; lanes < WIDE && next < part->count * each; next++) {
+            int64_t t = token_of(p, part->slot + next / each), head = part->head * each + next % each;
+            if (!p->asked || p->asked[t])
+                query[lanes++] = next;
+            else if (p->backward)
+                memset(p->dq + (t * p->heads + head) * dim, 0, dim * sizeof(real));
+        }
+        if (!lanes) break;
         for (int l = 0; l < WIDE; l++) {
-            int64_t query = l < lanes ? a + l : a, t = token_of(p, part->slot + query / each);
-            int64_t head = part->head * each + query % each;
+            if (l >= lanes) query[l] = query[0];
+            int64_t t = token_of(p, part->slot + query[l] / each), head = part->head * each + query[l] % each;
             const real *q = p->q + t * p->q_stride + head * dim;
             entry[l] = t * p->heads + head;
             place[l] = (p->backward ? p->dq : p->out) + entry[l] * dim;
             /* lanes of nobody see nothing */
-            x.position[l] = l < lanes ? (int32_t)(part->from + query / each) : -1;
+            x.position[l] = l < lanes ? (int32_t)(part->from + query[l] / each) : -1;
             for (int64_t d = 0; d < dim; d++) x.q[d][l] = x.rows[l][d] = get1(q + d) * p->scaling;
             if (p->backward) {
                 const real *grad = p->grad + entry[l] * dim, *out = p->out + entry[l] * dim;
@@ -192,7 +201,7 @@ INLINE void queries(const Part *part, Seen *seen, int parts, const int64_t dim) 
                 memset(x.sums[l], 0, dim * sizeof(float));
             }
         }
-        int64_t lowest = part->from + a / each, highest = part->from + (a + lanes - 1) / each;
+        int64_t lowest = part->from + query[0] / each, highest = part->from + query[lanes - 1] / each;
         if (lanes < WIDE) lowest = -1;
         if (p->backward) {
             for (int64_t d = 0; d < dim; d++) x.dq[d] = all16(0.0f);

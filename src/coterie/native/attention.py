@@ -34,7 +34,8 @@ class Packed(ctypes.Structure):
         ("q_stride", c_int64), ("k_stride", c_int64), ("v_stride", c_int64),
         ("q", c_void_p), ("k", c_void_p), ("v", c_void_p), ("out", c_void_p), ("log_sum", c_void_p), ("grad", c_void_p),
         ("dq", c_void_p), ("dk", c_void_p), ("dv", c_void_p),
-        ("scaling", c_float), ("window", c_int64), ("token", c_void_p), ("holds", c_void_p), ("backward", c_int),
+        ("scaling", c_float), ("window", c_int64), ("token", c_void_p), ("holds", c_void_p), ("asked", c_void_p),
+        ("backward", c_int),
     )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def in_lines(x: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> tuple[Tensor, Tensor]:
     """q [L,H,D], k and v [L,K,D] `in_lines` -> what attention found [L,H,D], and the logarithms of sums of exponentials
-    [L,H]."""
+    [L,H]; anything where `rule` does not ask."""
     out, log_sum = row_counts.empty(q, *q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     packed = _packed(q, k, v, out, log_sum, layout, rule)
     _run(packed, layout, q)
@@ -105,6 +106,7 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, layou
         window=rule.window or 0,
         token=pointer(layout.token),
         holds=pointer(layout.real),
+        asked=pointer(rule.asked),
     )
 
 

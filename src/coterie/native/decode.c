@@ -55,7 +55,7 @@ void gated(int threads, int64_t n, int64_t width, real *gate, const real *up, Ta
         const real *u = up + i * width;
         keep(gates, line, i, g, width, sizeof(real));
         keep(ups, line, i, u, width, sizeof(real));
-        for (int64_t d = 0; d < width; d += LANES) put(g + d, silu_of(get(g + d)) * get(u + d));
+        gate_row(width, g, u, g);
     }
 }
 

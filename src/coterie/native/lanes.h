@@ -9,17 +9,6 @@
 #define WIDEST 128 /* head */
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float v16 __attribute__((vector_size(64)));
-typedef float v16u __attribute__((vector_size(64), aligned(4)));
-typedef int32_t i16 __attribute__((vector_size(64)));
-
-static inline v16 load16(const float *p) { return *(const v16u *)p; }
-static inline void store16(float *p, v16 x) { *(v16u *)p = x; }
-static inline v16 all16(float x) { return (v16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-static inline v16 pick16(i16 which, v16 a, v16 b) { return (v16)((which & (i16)a) | (~which & (i16)b)); }
-
-EXP(exp16, v16, i16, all16, pick16)
-
 /* Keep x in a register: compilers would rather load it for every product, and loads are what there are too few of. */
 #if defined(__AVX512F__)
 #define HOLD(x) __asm__("" : "+v"(x))

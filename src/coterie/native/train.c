@@ -87,8 +87,23 @@ void gate(int threads, int64_t n, int64_t width, const real *gates, int64_t gate
           int64_t up_stride, real *out) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < width; d += LANES)
-            put(out + i * width + d, silu_of(get(gates + i * gate_stride + d)) * get(ups + i * up_stride + d));
+        gate_row(width, gates + i * gate_stride, ups + i * up_stride, out + i * width);
+}
+
+#define GATE_BACK(v, get, put, sigmoid, all)                                            \
+    {                                                                                   \
+        v g = get(gates + d), u = get(ups + d), s = get(slope + d);                     \
+        v gated = sigmoid(g, all(1.0f)), active = g * gated;                            \
+        put(out + d, active * u);                                                       \
+        put(slope + d, s * active);                                                     \
+        put(dgates + d, s * u * gated * (all(1.0f) + g * (all(1.0f) - gated)));         \
+    }
+
+static inline void gate_back_row(int64_t width, const real *gates, const real *ups, real *slope, real *out,
+                                 real *dgates) {
+    int64_t d = 0;
+    for (; d + 16 <= width; d += 16) GATE_BACK(v16, get16, put16, sigmoid16, all16)
+    if (d < width) GATE_BACK(v8, get, put, sigmoid, all)
 }
 
 /* Of `gate`: its output once more, and from the output's gradient `slope`, which becomes that of ups, that of gates. */
@@ -96,12 +111,6 @@ void gate_backward(int threads, int64_t n, int64_t width, const real *gates, int
                    int64_t up_stride, real *slope, real *out, real *dgates) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < width; d += LANES) {
-            v8 g = get(gates + i * gate_stride + d), u = get(ups + i * up_stride + d), s = get(slope + i * width + d);
-            v8 small = exp_of(pick(g < 0, g, -g));
-            v8 gated = pick(g < 0, small, all(1.0f)) / (all(1.0f) + small), active = g * gated;
-            put(out + i * width + d, active * u);
-            put(slope + i * width + d, s * active);
-            put(dgates + i * width + d, s * u * gated * (all(1.0f) + g * (all(1.0f) - gated)));
-        }
+        gate_back_row(width, gates + i * gate_stride, ups + i * up_stride, slope + i * width, out + i * width,
+                      dgates + i * width);
 }

@@ -22,6 +22,8 @@ class Rule(NamedTuple):
     scaling: float
     window: int | None = None
     softcap: float | None = None
+    asked: Tensor | None = None
+    """The tokens whose queries are answered, bool [L]; what is found for others is anything. None: all."""
 
 
 class Attention(Protocol):

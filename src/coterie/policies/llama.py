@@ -61,10 +61,14 @@ class Layer:
     ) -> Tensor:
         """x [L,H] -> [L,H], or, of the last layer, of `rows` alone."""
         q, k, v = self.enter(x, cos, sin)
-        found = attention(number, q, k, v, self.rule).flatten(1)
+        kept, rule = replay.current(), self.rule
+        if rows is not None and (kept is None or kept.reading):  # what is being kept is kept whole
+            asked = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            rule = rule._replace(asked=asked.index_fill_(0, rows, True))
+        found = attention(number, q, k, v, rule).flatten(1)
         if rows is not None:
             found, x = found.index_select(0, rows), x.index_select(0, rows)
-            if (kept := replay.current()) is not None:
+            if kept is not None:
                 kept.narrow(rows)
         return self.leave(x, found)
 

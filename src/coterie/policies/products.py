@@ -1,32 +1,45 @@
 """Products of rows with a linear layer's weight.
 
-On a CPU in float32 they go to oneDNN, and not to MKL as torch's own do, which is slower on CPUs that are not Intel's
-(`python -m bench gemm`).
+On a CPU in float32 they go to oneDNN, and not to MKL as torch's own do, which is slower on CPUs that are not Intel's,
+and faster on those that are (`python -m bench gemm`).
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from coterie.hardware import intel
 from coterie.policies import replay, row_counts
 
 
 def times(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
     """x [L,I] times the transpose of weight [O,I], and `plus` [L,O] -> [L,O]. Not differentiable."""
-    onednn = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
-    wide = row_counts.widened(x) if onednn else x
-    if onednn and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16):
+        out = x @ weight.mT
+        return out if plus is None else out.add_(plus)
+    if x.dtype == torch.float32 and not by_onednn():
+        return x @ weight.mT if plus is None else torch.addmm(plus, x, weight.mT)
+    wide = row_counts.widened(x)
+    if x.dtype == torch.float32:
         multiply = torch.ops.mkldnn._linear_pointwise
         if plus is not None:
             out = multiply.binary(wide, row_counts.widened(plus), weight, None, "add")
-            return row_counts.cut(out, x.shape[0])
-        return row_counts.cut(multiply(wide, weight, None, "none", [], ""), x.shape[0])
+        else:
+            out = multiply(wide, weight, None, "none", [], "")
+        return row_counts.cut(out, x.shape[0])
     out = row_counts.cut(wide @ weight.mT, x.shape[0])
     return out if plus is None else out.add_(plus)
+
+
+@cache
+def by_onednn() -> bool:
+    """Whether products in float32 go to oneDNN."""
+    return torch.backends.mkldnn.is_available() and not intel()
 
 
 def add_times(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
