@@ -325,3 +325,24 @@ def test_only_what_it_computes_suits():
     }
     for name, inputs in others.items():
         assert not native.suits(*inputs, layout, rule), name
+
+
+@both_types
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize(("groups", "window"), [(MIXED, None), (LONG, 40)])
+def test_only_what_is_asked_is_answered(groups, window, share, dtype):
+    """The others' queries get no gradient, and nothing of them gets into anybody else's, whatever they are."""
+    layout, rule = (one := packed(groups)).layout, Rule(0.25, window)
+    length = one.ids.shape[1]
+    q, k, v, grad = projected(layout, length, 4, 2, 16, dtype=dtype)
+    asked = torch.rand(length, generator=torch.Generator().manual_seed(1)) < share
+    grad[~asked] = 0
+    want = found(q, k, v, grad, layout, rule)
+    q[~asked] = torch.nan
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    out = two_part_attention(*inputs, layout, rule._replace(asked=asked))
+    slopes = torch.autograd.grad(out, inputs, grad)
+    torch.testing.assert_close(out[asked], want.out[asked], rtol=0, atol=0)
+    for mine, its in zip(slopes, want[2:], strict=True):
+        torch.testing.assert_close(mine, its, rtol=ROUNDING if dtype == HALF else 0, atol=1e-5)
+    assert not slopes[0][~asked].any()

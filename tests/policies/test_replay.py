@@ -26,9 +26,10 @@ def counted(monkeypatch):
         rows.append(len(q))
         return attend(q, *args)
 
-    def times(x, weight, *plus):
+    def times(x, weight, plus=None):
         rows.append(len(x))
-        return torch.nn.functional.linear(x, weight) + sum(plus)
+        out = torch.nn.functional.linear(x, weight)
+        return out if plus is None else out + plus
 
     monkeypatch.setattr(products, "times", times)
     monkeypatch.setattr(gated_mlp, "times", times)

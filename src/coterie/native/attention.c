@@ -187,34 +187,39 @@ INLINE void queries(const Part *part, Seen *seen, int parts, const int64_t dim) 
             place[l] = (p->backward ? p->dq : p->out) + entry[l] * dim;
             /* lanes of nobody see nothing */
             x.position[l] = l < lanes ? (int32_t)(part->from + query[l] / each) : -1;
-            for (int64_t d = 0; d < dim; d++) x.q[d][l] = x.rows[l][d] = get1(q + d) * p->scaling;
+            for (int64_t d = 0; d < dim; d += WIDE) store16(x.rows[l] + d, get16(q + d) * p->scaling);
             if (p->backward) {
                 const real *grad = p->grad + entry[l] * dim, *out = p->out + entry[l] * dim;
-                float mean = 0;
-                for (int64_t d = 0; d < dim; d++) {
-                    x.dout[d][l] = x.sums[l][d] = get1(grad + d);
-                    mean += x.sums[l][d] * get1(out + d);
+                v16 mean = all16(0.0f);
+                for (int64_t d = 0; d < dim; d += WIDE) {
+                    v16 slope = get16(grad + d);
+                    store16(x.sums[l] + d, slope);
+                    mean += slope * get16(out + d);
                 }
-                x.mean[l] = mean;
+                x.mean[l] = sum_of16(mean);
                 x.top[l] = p->log_sum[entry[l]];
             } else {
                 memset(x.sums[l], 0, dim * sizeof(float));
             }
         }
+        to_lanes(x.rows, dim, x.q);
+        if (p->backward) to_lanes(x.sums, dim, x.dout);
         int64_t lowest = part->from + query[0] / each, highest = part->from + query[lanes - 1] / each;
         if (lanes < WIDE) lowest = -1;
         if (p->backward) {
             for (int64_t d = 0; d < dim; d++) x.dq[d] = all16(0.0f);
             for (int i = 0; i < parts; i++) backward(p, &x, seen + i, lowest, highest, dim);
-            for (int l = 0; l < lanes; l++)
-                for (int64_t d = 0; d < dim; d++) put1(place[l] + d, x.dq[d][l] * p->scaling);
+            for (int64_t d = 0; d < dim; d += WIDE) {
+                exchange(x.dq + d);
+                for (int l = 0; l < lanes; l++) put16(place[l] + d, x.dq[d + l] * p->scaling);
+            }
         } else {
             x.top = all16(-INFINITY);
             x.total = all16(0.0f);
             for (int i = 0; i < parts; i++) forward(p, &x, seen + i, lowest, highest, dim);
             for (int l = 0; l < lanes; l++) {
                 float scale = 1.0f / x.total[l];
-                for (int64_t d = 0; d < dim; d++) put1(place[l] + d, x.sums[l][d] * scale);
+                for (int64_t d = 0; d < dim; d += WIDE) put16(place[l] + d, load16(x.sums[l] + d) * scale);
                 p->log_sum[entry[l]] = x.top[l] + logf(x.total[l]);
             }
         }

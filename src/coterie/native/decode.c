@@ -172,13 +172,14 @@ INLINE void meet(const Step *s, const real *keys, const real *values, int64_t si
     i16 begin;
     for (int l = 0; l < WIDE; l++) {
         int64_t at = place[l < lanes ? l : 0];
-        for (int64_t d = 0; d < dim; d++) q[d][l] = get1(s->queries + at * dim + d) * s->scaling;
-        memcpy(out[l], s->out + at * dim, dim * sizeof(float));
+        for (int64_t d = 0; d < dim; d += WIDE) store16(out[l] + d, get16(s->queries + at * dim + d) * s->scaling);
         top[l] = s->top[at];
         total[l] = s->total[at];
         begin[l] = from[l < lanes ? l : 0];
         if (begin[l] < lowest) lowest = begin[l];
     }
+    to_lanes(out, dim, q);
+    for (int l = 0; l < WIDE; l++) memcpy(out[l], s->out + place[l < lanes ? l : 0] * dim, dim * sizeof(float));
     for (int64_t a = lowest; a < size; a += KEYS) {
         int64_t count = size - a < KEYS ? size - a : KEYS;
         products(q, wide(keys + a * dim, count * dim, room), count, dim, scores);

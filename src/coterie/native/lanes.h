@@ -16,6 +16,36 @@
 #define HOLD(x)
 #endif
 
+/* Rows and columns of sixteen vectors exchanged: four times they are shuffled as two halves of a pack of cards. */
+static inline void exchange(v16 *x) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+    v16 y[WIDE];
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < 8; i++) {
+            y[2 * i] = __builtin_shufflevector(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
+                                                   15, 31);
+        }
+        for (int i = 0; i < WIDE; i++) x[i] = y[i];
+    }
+#else
+    for (int i = 0; i < WIDE; i++)
+        for (int j = 0; j < i; j++) {
+            float was = x[i][j];
+            x[i][j] = x[j][i];
+            x[j][i] = was;
+        }
+#endif
+}
+
+/* to[d] = the d-th of each row, a lane each: rows [16][WIDEST] */
+INLINE void to_lanes(float (*rows)[WIDEST], const int64_t dim, v16 *to) {
+    for (int64_t d = 0; d < dim; d += WIDE) {
+        for (int l = 0; l < WIDE; l++) to[d + l] = load16(rows[l] + d);
+        exchange(to + d);
+    }
+}
+
 /* result[j] = the products of lanes x with rows y [count,dim] */
 INLINE void products(const v16 *x, const float *y, int64_t count, const int64_t dim, v16 *result) {
     int64_t j = 0;

@@ -76,6 +76,13 @@ static inline float sum_of(v8 x) {
     return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
 
+static inline float sum_of16(v16 x) {
+    v8 low, high;
+    memcpy(&low, &x, sizeof low);
+    memcpy(&high, (const char *)&x + sizeof low, sizeof high);
+    return sum_of(low + high);
+}
+
 /* exp(x) to about an ulp, of x <= 0; below -87 it is 0, and what is not a number stays that. For vectors of any width:
  * floats `v`, integers `i` of as many lanes. */
 #define EXP(name, v, i, all, pick)                                                  \

@@ -7,7 +7,7 @@ it compares it with transformers' own forward first (see `SharedPrefix`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from coterie.native import pieces as native
 from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule
 from coterie.policies.gated_mlp import gated_mlp
-from coterie.policies.products import linear
+from coterie.policies.products import linear, linears
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -185,7 +185,7 @@ def _layer(module: Any, config: Any) -> Layer:
         _norm(mine.k_norm) if normed else None,
         mine.head_dim,
         Rule(mine.scaling, window),
-        lambda x: (_product(mine.q_proj, x), _product(mine.k_proj, x), _product(mine.v_proj, x)),
+        lambda x: _products((mine.q_proj, mine.k_proj, mine.v_proj), x),
         lambda x: _product(mine.o_proj, x),
         lambda x: _mlp(mlp, x),
     )
@@ -198,6 +198,12 @@ def _plain(module: Any) -> bool:
 
 def _product(module: Any, x: Tensor) -> Tensor:
     return linear(x, module.weight) if _plain(module) else module(x)
+
+
+def _products(modules: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
+    if all(map(_plain, modules)):
+        return linears(x, *(m.weight for m in modules))
+    return tuple(_product(m, x) for m in modules)
 
 
 def _gated(module: Any) -> tuple[Any, ...] | None:

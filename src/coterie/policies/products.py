@@ -18,12 +18,14 @@ from coterie.policies import replay, row_counts
 
 
 def times(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
-    """x [L,I] times the transpose of weight [O,I], and `plus` [L,O] -> [L,O]. Not differentiable."""
+    """x [L,I] times the transpose of weight [O,I], and `plus` [L,O] -> [L,O]. `plus`'s memory may be used. Not
+    differentiable.
+    """
     if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16):
         out = x @ weight.mT
         return out if plus is None else out.add_(plus)
     if x.dtype == torch.float32 and not by_onednn():
-        return x @ weight.mT if plus is None else torch.addmm(plus, x, weight.mT)
+        return x @ weight.mT if plus is None else plus.addmm_(x, weight.mT)
     wide = row_counts.widened(x)
     if x.dtype == torch.float32:
         multiply = torch.ops.mkldnn._linear_pointwise
@@ -54,27 +56,35 @@ def add_times(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [L,I], weight [O,I] -> [L,O]. Differentiable once. What generation kept is not computed again."""
+    return linears(x, weight)[0]
+
+
+def linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """x [L,I] times each of the weights [O,I] -> [L,O] each, as `linear`."""
     kept = replay.current()
     if kept is None:
-        return _Linear.apply(x, weight, None)
-    out = _Linear.apply(x, weight, kept.known(weight))
-    kept.keep(weight, out)
-    return out
+        return _Linears.apply(x, None, *weights)
+    outs = _Linears.apply(x, [kept.known(weight) for weight in weights], *weights)
+    for weight, out in zip(weights, outs, strict=True):
+        kept.keep(weight, out)
+    return outs
 
 
-class _Linear(torch.autograd.Function):
+class _Linears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, known: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return times(x, weight) if known is None else known
+    def forward(ctx: Any, x: Tensor, known: list[Tensor | None] | None, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights)
+        ctx.set_materialize_grads(False)
+        known = [None] * len(weights) if known is None else known
+        return tuple(times(x, w) if out is None else out for w, out in zip(weights, known, strict=True))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        return (
-            times(grad, weight.T) if needs[0] else None,
-            add_times(None, grad, x).to(x.dtype) if needs[1] else None,
-            None,
-        )
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        dx, slopes = None, []
+        for grad, weight, needed in zip(grads, weights, ctx.needs_input_grad[2:], strict=True):
+            if grad is not None and ctx.needs_input_grad[0]:
+                dx = times(grad, weight.T, dx)
+            slopes.append(add_times(None, grad, x).to(x.dtype) if grad is not None and needed else None)
+        return dx, None, *slopes
