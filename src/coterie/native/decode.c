@@ -95,8 +95,8 @@ static inline void enter(const Step *s, int64_t row) {
         float scale = s->factor ? over_norm(made, s->dim, s->floor) : 1.0f;
         real *to = k < 0 ? s->queries + (row * s->heads + h) * s->dim
                          : s->keys + row * s->row_stride + k * s->head_stride + s->used * s->dim;
-        for (int64_t d = 0; d < s->dim; d++)
-            put1(z + d, get1(made + d) * scale * (s->factor ? s->factor[h * s->dim + d] : 1.0f));
+        for (int64_t d = 0; d < s->dim; d += LANES)
+            put(z + d, get(made + d) * all(scale) * (s->factor ? load(s->factor + h * s->dim + d) : all(1.0f)));
         turn(s->dim, z, s->cos + row * s->dim, s->sin + row * s->dim, 1.0f, to);
     }
     for (int64_t k = 0; k < s->kv; k++, made += s->dim)

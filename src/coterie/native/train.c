@@ -59,7 +59,8 @@ void head(int threads, int64_t n, int64_t heads, int64_t dim, int64_t stride, co
             const real *mine = x + i * stride + h * dim;
             float by = 1.0f;
             if (weight) by = scale[i * heads + h] = over_norm(mine, dim, floor) * root;
-            for (int64_t d = 0; d < dim; d++) put1(z + d, get1(mine + d) * by * (weight ? get1(weight + d) : 1.0f));
+            for (int64_t d = 0; d < dim; d += LANES)
+                put(z + d, get(mine + d) * all(by) * (weight ? get(weight + d) : all(1.0f)));
             turn(dim, z, cos + i * dim, sin + i * dim, 1.0f, y + (i * heads + h) * dim);
         }
 }

@@ -136,8 +136,14 @@ static inline float over_norm(const real *x, int64_t width, float floor) {
 
 /* Rotary positions: y = x cos + halves of x, exchanged, sin. The sine is signed; `sign` -1 turns back. */
 static inline void turn(int64_t dim, const real *x, const real *cos, const real *sin, float sign, real *y) {
-    int64_t half = dim / 2;
-    for (int64_t d = 0; d < half; d++) {
+    int64_t half = dim / 2, d = 0;
+    v8 way = all(sign);
+    for (; d + LANES <= half; d += LANES) {
+        v8 a = get(x + d), b = get(x + d + half);
+        put(y + d, a * get(cos + d) + way * b * get(sin + d));
+        put(y + d + half, b * get(cos + d + half) + way * a * get(sin + d + half));
+    }
+    for (; d < half; d++) {
         float a = get1(x + d), b = get1(x + d + half);
         put1(y + d, a * get1(cos + d) + sign * b * get1(sin + d));
         put1(y + d + half, b * get1(cos + d + half) + sign * a * get1(sin + d + half));

@@ -43,14 +43,14 @@ class _GatedMLP(torch.autograd.Function):
             halves = zip(gates.split(size), values.split(size), strict=True)
             ctx.save_for_backward(x, gate, up, down, *(half for pair in halves for half in pair))
             return out
-        out, kept = torch.empty_like(x), []
-        for rows, target in zip(x.split(size), out.split(size), strict=True):
+        outs, kept = [], []
+        for rows in x.split(size):
             gates, values = times(rows, gate), times(rows, up)
             active = native.gate(gates, values) if native.suits(gates, values) else silu(gates).mul_(values)
-            target.copy_(times(active, down))
+            outs.append(times(active, down))
             kept += [gates, values] if any(ctx.needs_input_grad) else []
         ctx.save_for_backward(x, gate, up, down, *kept)
-        return out
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     @staticmethod
     @once_differentiable
