@@ -4,6 +4,7 @@ python -m bench                     all of them: hours on two cores
 python -m bench step prefix         these two
 python -m bench --quick             fewer repetitions and no 100M-parameter model
 python -m bench step --only 256:64  only the settings whose name contains a word
+python -m bench --into some/folder  results of another machine beside those in bench/results
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import argparse
 import importlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench import BenchError
-from bench.results import machine, write
+from bench.results import RESULTS, check, machine, write
 
 BENCHES = {
     "logprob_memory": "peak memory of log-prob and entropy at a vocabulary of 151k",
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads, on both sides")
     parser.add_argument("--runs", type=int, help="interleaved repetitions instead of each bench's own number")
     parser.add_argument("--only", default="", help="only settings whose name contains this")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in BENCHES]
     if unknown:
@@ -75,7 +78,10 @@ def main() -> None:
     for name in args.names or BENCHES:
         where = machine() | {"threads": options.threads}
         try:
-            write(name, importlib.import_module(f"bench.{name}").run(options), where, part=bool(options.only))
+            if part := bool(options.only):
+                check(name, where, args.into)
+            found = importlib.import_module(f"bench.{name}").run(options)
+            write(name, found, where, part=part, folder=args.into)
         except BenchError as error:
             failed = True
             print(f"{name}: {error}")

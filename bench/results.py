@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bench import BenchError
 from bench.environments import ROOT
 
 RESULTS = ROOT / "bench" / "results"
@@ -87,7 +89,20 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "all": list(values)}
 
 
-def write(name: str, found: Findings, where: dict[str, Any], *, part: bool = False) -> None:
+def check(name: str, where: dict[str, Any], folder: Path) -> None:
+    """Raises BenchError where the rest of a bench's settings were measured on another processor than this."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))["machine"]["cpu"]
+    if before != where["cpu"]:
+        raise BenchError(
+            f"{path} holds what was measured on {before}, and this is {where['cpu']}: leave --only out, or write "
+            "--into another folder"
+        )
+
+
+def write(name: str, found: Findings, where: dict[str, Any], *, part: bool = False, folder: Path = RESULTS) -> None:
     """The table on screen, NAME.json, and this bench's lines of summary.json in place of its earlier ones.
 
     Of a `part` of the settings, only these are replaced.
@@ -109,17 +124,17 @@ def write(name: str, found: Findings, where: dict[str, Any], *, part: bool = Fal
         verdict = {True: "met", False: "NOT met", None: "no bar"}[figure.met]
         bar = "" if figure.bar is None else f" (bar {'at most ' if figure.at_most else ''}{figure.bar:g})"
         console.print(f"  {figure.name}: {figure.ratio:.3g}{bar}: {verdict}")
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     body = {
         "name": name, "machine": where, "versions": versions() | found.detail.pop("versions", {}),
         "command": command(), "table": found.rows, "notes": found.notes,
         "figures": [{**asdict(f), "met": f.met} for f in found.figures], "measurements": found.detail,
     }  # fmt: skip
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     if part and path.exists():
         body = _merged(json.loads(path.read_text(encoding="utf-8")), body)
     path.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _summarise()
+    _summarise(folder)
 
 
 def _merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -133,14 +148,14 @@ def _merged(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {**now, **kept, "measurements": {**before["measurements"], **now["measurements"]}}
 
 
-def _summarise() -> None:
+def _summarise(folder: Path) -> None:
     """Put the figures of every stored bench in one list."""
     lines = []
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         if path.name != "summary.json":
             for figure in json.loads(path.read_text(encoding="utf-8"))["figures"]:
                 lines.append({**figure, "ratio": round(figure["ratio"], 4)})
-    (RESULTS / "summary.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
 
 
 def _shown(value: Any) -> str:
