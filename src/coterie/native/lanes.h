@@ -16,9 +16,15 @@
 #define HOLD(x)
 #endif
 
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
 /* Rows and columns of sixteen vectors exchanged: four times they are shuffled as two halves of a pack of cards. */
 static inline void exchange(v16 *x) {
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#ifdef SHUFFLES
     v16 y[WIDE];
     for (int round = 0; round < 4; round++) {
         for (int i = 0; i < 8; i++) {
