@@ -79,7 +79,7 @@ def test_norm(rows, width, dtype):
     grad = normal(rows, width, seed=2, dtype=dtype)
     want, dx, dweight = gradients(normed, grad, x, weight)
     assert native.suits(x, weight)
-    y, scale = native.norm(x, weight, EPS)
+    y, scale, _ = native.norm(x, weight, EPS)
     close(y, want, dtype)
     close(scale, (x.double().square().mean(-1) + EPS).rsqrt())
     back = native.norm_backward(x, weight, scale, grad, True)
@@ -88,6 +88,28 @@ def test_norm(rows, width, dtype):
     alone = native.norm_backward(x, weight, scale, grad, False)
     close(alone[0], dx, dtype)
     assert alone[1] is None
+
+
+@both_types
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_sum_and_its_norm(rows, width, dtype):
+    """Together they are the one and then the other, forward and backward."""
+    x, y = columns(normal(rows, width, dtype=dtype)), normal(rows, width, seed=3, dtype=dtype)
+    weight, grads = 1 + normal(width, seed=1, dtype=dtype), [normal(rows, width, seed=i, dtype=dtype) for i in (2, 4)]
+    made, scale, total = native.norm(x, weight, EPS, y)
+    assert torch.equal(total, x + y)
+    for mine, its in zip((made, scale), native.norm(total, weight, EPS)[:2], strict=True):
+        assert torch.equal(mine, its)
+    inputs = [z.detach().requires_grad_() for z in (x, y, weight)]
+    outs = Norm(inputs[2], EPS).added(*inputs[:2])
+    assert torch.equal(outs[0], total) and torch.equal(outs[1], made)
+    got = torch.autograd.grad(outs, inputs, grads)
+    wide = [z.double().requires_grad_() for z in (total, weight)]
+    want = torch.autograd.grad((wide[0], normed(*wide)), wide, [g.double() for g in grads])
+    assert torch.equal(got[0], got[1])
+    close(got[0], want[0], dtype)
+    close(got[2], want[1], dtype)
 
 
 def angles(rows, dim, dtype=torch.float32):
@@ -206,7 +228,7 @@ def test_norms_of_any_size(dtype):
     x, weight = (sizes * normal(7, 64)).to(dtype), 1 + normal(64, seed=1, dtype=dtype)
     grad = normal(7, 64, seed=2, dtype=dtype)
     want, dx, _ = gradients(normed, grad, x, weight)
-    y, scale = native.norm(x, weight, EPS)
+    y, scale, _ = native.norm(x, weight, EPS)
     got, dweight = native.norm_backward(x, weight, scale, grad, True)
     for row in range(7):
         close(got[row], dx[row], dtype)
@@ -226,7 +248,7 @@ def test_what_is_no_number_stays_in_its_row_and_is_seen_there(bad, dtype):
     weight += 1
     x[1, 3] = bad
     want = normed(x.float(), weight.float())
-    y, scale = native.norm(x, weight, EPS)
+    y, scale, _ = native.norm(x, weight, EPS)
     near = {"rtol": 1e-5, "atol": 1e-5} if dtype != HALF else {"rtol": 2 * ROUNDING, "atol": 2 * ROUNDING}
     alike(y.float(), want, **near)
     dx, dweight = native.norm_backward(x, weight, scale, grad, True)
@@ -236,7 +258,7 @@ def test_what_is_no_number_stays_in_its_row_and_is_seen_there(bad, dtype):
     plain = rotate(plain, cos.float().unsqueeze(1), sin.float().unsqueeze(1))
     alike(native.head(x, 8, weight[:8], EPS, cos, sin)[0].float(), plain, **near)
     fine = normal(4, 16, dtype=dtype)
-    _, scale = native.norm(fine, weight, EPS)
+    _, scale, _ = native.norm(fine, weight, EPS)
     grad[2, 5] = bad
     dx, dweight = native.norm_backward(fine, weight, scale, grad, True)
     assert not dx[2].isfinite().any() and dx[[0, 1, 3]].isfinite().all()
@@ -268,7 +290,7 @@ def test_threads_change_no_bit(threads, rows, dtype):
     cos, sin = angles(rows, 32, dtype)
 
     def everything():
-        y, scale = native.norm(x, weight, EPS)
+        y, scale, _ = native.norm(x, weight, EPS)
         heads, each = native.head(x, 32, weight[:32], EPS, cos, sin)
         back = native.norm_backward(x, weight, scale, grad, True)
         both = native.head_backward(x, weight[:32], each, cos, sin, grad.view(rows, 4, 32), True)

@@ -28,21 +28,26 @@ def suits(*tensors: Tensor | None) -> bool:
     return fit and functions(some[0].dtype) is not None
 
 
-def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x [n,H] over its root mean square, times weight [H]; and what x was multiplied by [n]."""
+def norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """x [n,H] over its root mean square, times weight [H]; what x was multiplied by [n]; and x. Where something is
+    `added` [n,H], x is their sum."""
     y, scale = row_counts.empty(x, *x.shape), x.new_empty(len(x), dtype=torch.float32)
-    _do(x).norm(_threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), eps, y.data_ptr(), scale.data_ptr())
-    return y, scale
+    total = x if added is None else row_counts.empty(x, *x.shape)
+    _do(x).norm(
+        _threads(), *x.shape, x.stride(0), x.data_ptr(), pointer(added), total.data_ptr(), weight.data_ptr(), eps,
+        y.data_ptr(), scale.data_ptr(),
+    )  # fmt: skip
+    return y, scale, total
 
 
 def norm_backward(
-    x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, needs_weight: bool
+    x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, needs_weight: bool, plus: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of x [n,H] and of weight [H], if asked."""
+    """The gradients of x [n,H], and `plus` [n,H], and of weight [H], if asked."""
     dx, pieces = row_counts.empty(grad, *x.shape), _pieces(x, x.shape[1]) if needs_weight else None
     _do(x).norm_backward(
         _threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), grad.data_ptr(),
-        dx.data_ptr(), pointer(pieces),
+        pointer(plus), dx.data_ptr(), pointer(pieces),
     )  # fmt: skip
     return dx, None if pieces is None else pieces.sum(0).to(x.dtype)
 
@@ -115,8 +120,8 @@ def _threads() -> int:
 def declare(do: ctypes.CDLL) -> None:
     """The types of the functions."""
     rows: list[Any] = [c_int, c_int64, c_int64, c_int64]
-    do.norm.argtypes = [*rows, c_void_p, c_void_p, c_float, c_void_p, c_void_p]
-    do.norm_backward.argtypes = [*rows, *[c_void_p] * 6]
+    do.norm.argtypes = [*rows, *[c_void_p] * 4, c_float, c_void_p, c_void_p]
+    do.norm_backward.argtypes = [*rows, *[c_void_p] * 7]
     heads: list[Any] = [*rows, c_int64, c_void_p, c_void_p]
     do.head.argtypes = [*heads, c_float, *[c_void_p] * 4]
     do.head_backward.argtypes = [*heads, *[c_void_p] * 6]

@@ -6,22 +6,28 @@
 #define PIECE 128
 #define WIDEST 256 /* head */
 
-/* y = x / sqrt(mean(x^2) + eps) * weight, and that factor of x: x [n,width] in lines of `stride`. */
-void norm(int threads, int64_t n, int64_t width, int64_t stride, const real *x, const real *weight, float eps,
-          real *y, float *scale) {
+/* y = x / sqrt(mean(x^2) + eps) * weight, and that factor of x: x [n,width] in lines of `stride`. Where something is
+ * `added` [n,width], x is their `sum` [n,width]. */
+void norm(int threads, int64_t n, int64_t width, int64_t stride, const real *x, const real *added, real *sum,
+          const real *weight, float eps, real *y, float *scale) {
     float floor = sqrtf(eps * width), root = sqrtf(width);
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t i = 0; i < n; i++) {
         const real *mine = x + i * stride;
+        if (added) {
+            real *both = sum + i * width;
+            for (int64_t d = 0; d < width; d += LANES) put(both + d, get(mine + d) + get(added + i * width + d));
+            mine = both;
+        }
         scale[i] = over_norm(mine, width, floor) * root;
         v8 by = all(scale[i]);
         for (int64_t d = 0; d < width; d += LANES) put(y + i * width + d, get(mine + d) * by * get(weight + d));
     }
 }
 
-/* dx of one row, and what it adds to dweight, which may be null. */
+/* dx of one row and `plus`, which may be null, and what the row adds to dweight, which may be null. */
 static inline void norm_back(int64_t width, const real *x, const real *weight, float scale, const real *grad,
-                             real *dx, float *dweight) {
+                             const real *plus, real *dx, float *dweight) {
     v8 by = all(scale), along = all(0.0f);
     for (int64_t d = 0; d < width; d += LANES) {
         v8 unit = get(x + d) * by, slope = get(grad + d);
@@ -31,19 +37,21 @@ static inline void norm_back(int64_t width, const real *x, const real *weight, f
     v8 share = all(sum_of(along) / width);
     for (int64_t d = 0; d < width; d += LANES) {
         v8 unit = get(x + d) * by;
-        put(dx + d, (get(grad + d) * get(weight + d) - unit * share) * by);
+        v8 slope = (get(grad + d) * get(weight + d) - unit * share) * by;
+        put(dx + d, plus ? slope + get(plus + d) : slope);
     }
 }
 
-/* dx of `norm`, and dweight in pieces [(n + PIECE - 1) / PIECE, width], to be summed; null: not asked for. */
+/* dx of `norm` and `plus` [n,width], where there is one, and dweight in pieces [(n + PIECE - 1) / PIECE, width], to be summed; null: not asked for. */
 void norm_backward(int threads, int64_t n, int64_t width, int64_t stride, const real *x, const real *weight,
-                   const float *scale, const real *grad, real *dx, float *dweight) {
+                   const float *scale, const real *grad, const real *plus, real *dx, float *dweight) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t piece = 0; piece < (n + PIECE - 1) / PIECE; piece++) {
         float *sum = dweight ? dweight + piece * width : NULL;
         if (sum) memset(sum, 0, width * sizeof(float));
         for (int64_t i = piece * PIECE; i < n && i < (piece + 1) * PIECE; i++)
-            norm_back(width, x + i * stride, weight, scale[i], grad + i * width, dx + i * width, sum);
+            norm_back(width, x + i * stride, weight, scale[i], grad + i * width, plus ? plus + i * width : NULL,
+                      dx + i * width, sum);
     }
 }
 
@@ -78,7 +86,7 @@ void head_backward(int threads, int64_t n, int64_t heads, int64_t dim, int64_t s
             for (int64_t h = 0; h < heads; h++) {
                 real *out = dx + (i * heads + h) * dim, *to = weight ? z : out;
                 turn(dim, grad + (i * heads + h) * dim, cos + i * dim, sin + i * dim, -1.0f, to);
-                if (weight) norm_back(dim, x + i * stride + h * dim, weight, scale[i * heads + h], z, out, sum);
+                if (weight) norm_back(dim, x + i * stride + h * dim, weight, scale[i * heads + h], z, NULL, out, sum);
             }
     }
 }

@@ -41,6 +41,13 @@ class Norm:
             return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return _RMSNorm.apply(x, self.weight, self.eps)
 
+    def added(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x + y, and that normed."""
+        if native.suits(x, y, self.weight):
+            return _AddedNorm.apply(x, y, self.weight, self.eps)
+        x = x + y
+        return x, self(x)
+
 
 @dataclass
 class Layer:
@@ -87,8 +94,8 @@ class Layer:
 
     def leave(self, x: Tensor, found: Tensor) -> Tensor:
         """What stands after it: x [L,H] and what attention found [L,h*D] -> [L,H]."""
-        x = x + self.out(found)
-        return x + self.mlp(self.after(x))
+        x, inner = self.after.added(x, self.out(found))
+        return x + self.mlp(inner)
 
 
 class Llama:
@@ -273,7 +280,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.compiled = x.dim() == 2 and native.suits(x, weight)
         if ctx.compiled:
-            y, scale = native.norm(x, weight, eps)
+            y, scale, _ = native.norm(x, weight, eps)
             ctx.save_for_backward(x, weight, scale)
             return y
         wide = x if x.dtype == torch.float64 else x.float()
@@ -295,3 +302,22 @@ class _RMSNorm(torch.autograd.Function):
         along = (product @ factor).unsqueeze(-1).div_(x.shape[-1])
         dx = torch.addcmul(grad * factor, unit, along, value=-1).mul_(scale)
         return dx.to(x.dtype), dweight, None
+
+
+class _AddedNorm(torch.autograd.Function):
+    """x + y, and its norm, in one pass each way by compiled functions. x and y [L,H]"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        normed, scale, total = native.norm(x, weight, eps, y.contiguous())
+        ctx.save_for_backward(total, weight, scale)
+        return total, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dtotal: Tensor, dnormed: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight, scale = ctx.saved_tensors
+        dx, dweight = native.norm_backward(
+            total, weight, scale, dnormed.contiguous(), ctx.needs_input_grad[2], dtotal.contiguous()
+        )
+        return dx, dx, dweight, None
