@@ -17,6 +17,12 @@ from coterie.rollouts import Prompt, Sampling
 DTYPES = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float64: 1e-14}
 
 
+@pytest.fixture(params=[True, False], ids=["oneDNN", "torch's own"])
+def either(request, monkeypatch):
+    """Both libraries that float32 products may go to, whatever this processor takes."""
+    monkeypatch.setattr(products, "by_onednn", lambda: request.param)
+
+
 def normal(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -36,7 +42,7 @@ def test_numbers_between_two_powers_of_two():
 
 @pytest.mark.parametrize("rows", [0, 1, 15, 16, 17, 63, 100, 1001])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_products(rows, dtype):
+def test_products(rows, dtype, either):
     x, weight = normal(rows, 24, dtype=dtype), normal(8, 24, dtype=dtype, seed=1)
     made = times(x, weight)
     want = x.double() @ weight.double().T
@@ -84,7 +90,7 @@ def test_sums_over_rows(rows, dtype):
 
 @pytest.mark.parametrize("rows", [3, 100, 128])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_products_plus_something(rows, dtype):
+def test_products_plus_something(rows, dtype, either):
     x, weight, plus = normal(rows, 24, dtype=dtype), normal(8, 24, dtype=dtype, seed=1), normal(rows, 8, dtype=dtype)
     want = x.double() @ weight.double().T + plus.double()
     got = times(x, weight, plus.clone())
@@ -93,7 +99,7 @@ def test_products_plus_something(rows, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients(dtype):
+def test_gradients(dtype, either):
     x, weight = (y.requires_grad_() for y in (normal(101, 16, dtype=dtype), normal(8, 16, dtype=dtype, seed=1)))
     grad = normal(101, 8, dtype=dtype, seed=2)
     got = torch.autograd.grad(linear(x, weight), (x, weight), grad)

@@ -42,7 +42,8 @@ static inline void norm_back(int64_t width, const real *x, const real *weight, f
     }
 }
 
-/* dx of `norm` and `plus` [n,width], where there is one, and dweight in pieces [(n + PIECE - 1) / PIECE, width], to be summed; null: not asked for. */
+/* dx of `norm`, with `plus` [n,width] where there is one, and dweight in pieces [(n + PIECE - 1) / PIECE, width], to be
+ * summed; null: not asked for. */
 void norm_backward(int threads, int64_t n, int64_t width, int64_t stride, const real *x, const real *weight,
                    const float *scale, const real *grad, const real *plus, real *dx, float *dweight) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)

@@ -1,5 +1,5 @@
-/* Vectors of eight and of sixteen floats, GCC's and clang's, on any processor; and what the other files share. Widths are multiples of
- * eight, or of sixteen.
+/* Vectors of eight and of sixteen floats, GCC's and clang's, on any processor; and what the other files share. Widths
+ * are multiples of eight, or of sixteen.
  *
  * Tensors hold `real`s: floats or, with BFLOAT16, their upper halves, rounded to the nearest and to even. All is computed
  * in floats. */
@@ -54,11 +54,11 @@ static inline void put1(real *p, float x) {
 }
 
 /* From memory that holds `real`s, and to it: eight or sixteen. */
-#define GET_AND_PUT(get, put, v, u, h, hu)                                                      \
+#define GET_AND_PUT(get, put, v, u, h, hu)                                                               \
     static inline v get(const real *p) { return (v)(__builtin_convertvector(*(const hu *)p, u) << 16); } \
-    static inline void put(real *p, v x) {                                                      \
-        u bits = (u)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, none = (u)(x != x);  \
-        *(hu *)p = __builtin_convertvector((rounded & ~none) | (0x7fc0 & none), h);             \
+    static inline void put(real *p, v x) {                                                               \
+        u bits = (u)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, none = (u)(x != x);           \
+        *(hu *)p = __builtin_convertvector((rounded & ~none) | (0x7fc0 & none), h);                      \
     }
 GET_AND_PUT(get, put, v8, u8, h8, h8u)
 GET_AND_PUT(get16, put16, v16, u16, h16, h16u)

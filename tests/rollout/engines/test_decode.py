@@ -4,13 +4,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
+from coterie.policies import products
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.shared_prefix import SharedPrefix
 from coterie.policies.split import SplitModel
 from coterie.policies.tiny import TinySpec, build
 from coterie.rollout.engines.decoder import CachedDecoder, SharedDecoder
-from coterie.rollout.engines.packed import PackedWeights
+from coterie.rollout.engines.packed import PackedWeights, _Product
 
 
 def gemma2():
@@ -177,8 +178,10 @@ def test_stretches_nobody_continues_are_let_go():
         check(model, state, [[*histories[2], 8, 4], [*histories[4], 3, 5]])
 
 
+@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("adapted", [False, True])
-def test_packed_weights_follow_the_weights(adapted):
+def test_packed_weights_follow_the_weights(adapted, onednn, monkeypatch):
+    monkeypatch.setattr(products, "by_onednn", lambda: onednn)
     policy = CausalLM.load(
         ModelSpec(init=TinySpec(family="qwen3", vocabulary="abcdefgh"), lora=LoraSpec(r=2) if adapted else None)
     )
@@ -192,4 +195,22 @@ def test_packed_weights_follow_the_weights(adapted):
             state = decoder.prefill([[1, 3, 4]])
             decoder.step([state], [torch.tensor([5])])
             assert decoder.layers.made is not None
+            assert all(layer.out.plain != onednn for layer in decoder.layers.made)
             check(policy.model, state, [[1, 3, 4, 5]])
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrices_side_by_side(dtype, biased, onednn, monkeypatch):
+    """By either library, with and without a scale and biases (those of Qwen2's queries, keys and values)."""
+    monkeypatch.setattr(products, "by_onednn", lambda: onednn)
+    torch.manual_seed(0)
+    parts = [(torch.randn(n, 24).to(dtype), torch.randn(n).to(dtype) if biased else None) for n in (16, 8)]
+    x, scale = torch.randn(5, 24).to(dtype), torch.randn(24).to(dtype)
+    made = _Product(*parts, scale=scale)
+    assert made.plain == (dtype == torch.float32 and not onednn)
+    with torch.inference_mode():
+        got = made(x)
+    sides = [x.double() @ (w * scale).double().T + (0 if b is None else b.double()) for w, b in parts]
+    torch.testing.assert_close(got.double(), torch.cat(sides, 1), atol=3e-5 if dtype == torch.float32 else 0.1, rtol=0)
