@@ -1,9 +1,9 @@
 /* Attention of groups that share a prompt (`coterie.policies.two_part`), forward and backward, on a CPU.
  *
- * Sixteen queries are computed at once, a lane each, against a block of keys: only what fits the first cache is made of
- * the scores. A task is one head of the keys and a prompt's own queries, or up to ROWS completions of it; each task has
- * gradients of the prompt's keys and values of its own, which are summed in order, so that nothing depends on the number
- * of threads. */
+ * QUERIES are computed at once, a lane each, against a block of keys: only what fits the first caches is made of the
+ * scores. A task is one head of the keys and a prompt's own queries, or up to ROWS completions of it; each task has
+ * gradients of its own of the prompt's keys and values, which are summed in order, so that nothing depends on the
+ * number of threads. */
 
 #include <stdlib.h>
 
@@ -57,64 +57,30 @@ static void gather(const Part *part, Seen *seen) {
     seen->from = part->from;
 }
 
-/* Sixteen queries or fewer: a lane each, and in rows. */
+#define QUERIES (VECTORS * WIDE) /* at once, at most */
+
+/* Queries, a lane each, and in rows [lanes,dim]. */
 typedef struct {
-    v16 q[WIDEST], top, total, mean; /* `top` is the log-sum in the backward pass */
-    v16 dout[WIDEST], dq[WIDEST];
-    float rows[WIDE][WIDEST], sums[WIDE][WIDEST]; /* queries; what was found, or its gradient */
-    i16 position;
+    vec q[VECTORS * WIDEST], dout[VECTORS * WIDEST];      /* [dim][vectors] */
+    vec top[VECTORS], total[VECTORS], mean[VECTORS];      /* `top` is the log-sum in the backward pass */
+    float rows[QUERIES * WIDEST], sums[QUERIES * WIDEST]; /* queries; what was found, or its gradient */
+    float dq[QUERIES * WIDEST];
+    ivec position[VECTORS];
 } Queries;
-
-/* y[j] += sum over l of weights[j][l] rows[l]: the lanes' share in the gradient of y [count,dim] */
-INLINE void spread(const v16 *weights, float (*rows)[WIDEST], int64_t count, const int64_t dim, float *y) {
-    const float *w = (const float *)weights;
-    for (int64_t j = 0; j < count; j += 4) {
-        int64_t some = count - j < 4 ? count - j : 4;
-        for (int64_t d = 0; d < dim; d += 32) {
-            int both = d + 16 < dim;
-            v16 sum[4][2] = {0};
-            for (int l = 0; l < WIDE; l++) {
-                v16 a = load16(rows[l] + d), b = both ? load16(rows[l] + d + 16) : a;
-                HOLD(a);
-                HOLD(b);
-                for (int i = 0; i < 4; i++) {
-                    float weight = w[(j + (i < some ? i : 0)) * WIDE + l];
-                    sum[i][0] += a * weight;
-                    sum[i][1] += b * weight;
-                }
-            }
-            for (int i = 0; i < some; i++) {
-                float *to = y + (j + i) * dim + d;
-                store16(to, load16(to) + sum[i][0]);
-                if (both) store16(to + 16, load16(to + 16) + sum[i][1]);
-            }
-        }
-    }
-}
-
-/* dq[d] += sum over j of slopes[j] keys[j][d], lanes */
-INLINE void back_to_queries(const v16 *slopes, const float *keys, int64_t count, const int64_t dim, v16 *dq) {
-    for (int64_t d = 0; d < dim; d += 8) {
-        v16 sum[8];
-        for (int i = 0; i < 8; i++) sum[i] = dq[d + i];
-        for (int64_t j = 0; j < count; j++)
-            for (int i = 0; i < 8; i++) sum[i] += slopes[j] * keys[j * dim + d + i];
-        for (int i = 0; i < 8; i++) dq[d + i] = sum[i];
-    }
-}
 
 /* The scores of keys a .. a + count, those that are not seen -inf. */
 INLINE void score(const Packed *p, const Queries *x, const Seen *seen, int64_t a, int64_t count, int64_t lowest,
-                  int64_t highest, const int64_t dim, v16 *scores) {
-    products(x->q, seen->keys + a * dim, count, dim, scores);
+                  int64_t highest, const int64_t dim, const int vectors, vec *scores) {
+    products(x->q, seen->keys + a * dim, count, dim, vectors, scores);
     int64_t first = seen->from + a, last = first + count - 1;
     if (last <= lowest && (!p->window || highest - first < p->window)) return;
-    for (int64_t j = 0; j < count; j++) {
-        int32_t at = (int32_t)(first + j);
-        i16 hidden = x->position < at;
-        if (p->window) hidden |= x->position - at >= (int32_t)p->window;
-        scores[j] = pick16(hidden, all16(-INFINITY), scores[j]);
-    }
+    for (int64_t j = 0; j < count; j++)
+        for (int v = 0; v < vectors; v++) {
+            int32_t at = (int32_t)(first + j);
+            ivec hidden = x->position[v] < at;
+            if (p->window) hidden |= x->position[v] - at >= (int32_t)p->window;
+            scores[j * vectors + v] = pickv(hidden, allv(-INFINITY), scores[j * vectors + v]);
+        }
 }
 
 /* How many keys from a on are computed at once: none behind the last query. */
@@ -123,116 +89,151 @@ INLINE int64_t block(const Seen *seen, int64_t a, int64_t highest) {
     return count < ahead ? count : ahead;
 }
 
-INLINE void forward(const Packed *p, Queries *x, const Seen *seen, int64_t lowest, int64_t highest, const int64_t dim) {
-    v16 scores[BLOCK];
+INLINE void forward(const Packed *p, Queries *x, const Seen *seen, int64_t lowest, int64_t highest, const int64_t dim,
+                    const int vectors) {
+    vec scores[VECTORS * BLOCK];
     for (int64_t a = 0; a < seen->count; a += BLOCK) {
         int64_t count = block(seen, a, highest);
         if (count <= 0) break;
         if (p->window && lowest - (seen->from + a + count - 1) >= p->window) continue;
-        score(p, x, seen, a, count, lowest, highest, dim, scores);
-        v16 top = x->top;
-        for (int64_t j = 0; j < count; j++) top = pick16(scores[j] <= top, top, scores[j]);
-        v16 safe = pick16(top == all16(-INFINITY), all16(0.0f), top), before = exp16(x->top - safe);
-        x->total *= before;
-        for (int64_t j = 0; j < count; j++) {
-            scores[j] = exp16(scores[j] - safe);
-            x->total += scores[j];
+        score(p, x, seen, a, count, lowest, highest, dim, vectors, scores);
+        for (int v = 0; v < vectors; v++) {
+            vec top = x->top[v];
+            for (int64_t j = v; j < count * vectors; j += vectors) top = pickv(scores[j] <= top, top, scores[j]);
+            vec safe = pickv(top == allv(-INFINITY), allv(0.0f), top), before = expv(x->top[v] - safe);
+            vec total = x->total[v] * before;
+            for (int64_t j = v; j < count * vectors; j += vectors) {
+                scores[j] = expv(scores[j] - safe);
+                total += scores[j];
+            }
+            for (int l = 0; l < WIDE; l++) {
+                float *sums = x->sums + (v * WIDE + l) * dim;
+                for (int64_t d = 0; d < dim; d += WIDE) storev(sums + d, loadv(sums + d) * before[l]);
+            }
+            x->top[v] = top;
+            x->total[v] = total;
         }
-        for (int l = 0; l < WIDE; l++)
-            for (int64_t d = 0; d < dim; d += 16) store16(x->sums[l] + d, load16(x->sums[l] + d) * before[l]);
-        mix(scores, seen->values + a * dim, count, dim, WIDE, x->sums);
-        x->top = top;
+        mix(scores, seen->values + a * dim, count, dim, vectors, vectors * WIDE, x->sums);
     }
 }
 
-INLINE void backward(const Packed *p, Queries *x, Seen *seen, int64_t lowest, int64_t highest, const int64_t dim) {
-    v16 weights[BLOCK], slopes[BLOCK];
+INLINE void backward(const Packed *p, Queries *x, Seen *seen, int64_t lowest, int64_t highest, const int64_t dim,
+                     const int vectors) {
+    vec weights[VECTORS * BLOCK], slopes[VECTORS * BLOCK];
     for (int64_t a = 0; a < seen->count; a += BLOCK) {
         int64_t count = block(seen, a, highest);
         if (count <= 0) break;
         if (p->window && lowest - (seen->from + a + count - 1) >= p->window) continue;
-        score(p, x, seen, a, count, lowest, highest, dim, weights);
-        products(x->dout, seen->values + a * dim, count, dim, slopes);
-        for (int64_t j = 0; j < count; j++) {
-            weights[j] = exp16(weights[j] - x->top);
-            slopes[j] = (slopes[j] - x->mean) * weights[j];
+        score(p, x, seen, a, count, lowest, highest, dim, vectors, weights);
+        products(x->dout, seen->values + a * dim, count, dim, vectors, slopes);
+        for (int64_t j = 0; j < count * vectors; j++) {
+            int v = (int)(j % vectors);
+            weights[j] = expv(weights[j] - x->top[v]);
+            slopes[j] = (slopes[j] - x->mean[v]) * weights[j];
         }
-        spread(weights, x->sums, count, dim, seen->dvalues + a * dim);
-        spread(slopes, x->rows, count, dim, seen->dkeys + a * dim);
-        back_to_queries(slopes, seen->keys + a * dim, count, dim, x->dq);
+        for (int64_t j = count; j % 4; j++)
+            for (int v = 0; v < vectors; v++) weights[j * vectors + v] = slopes[j * vectors + v] = allv(0.0f);
+        spread(weights, x->sums, count, dim, vectors, seen->dvalues + a * dim);
+        spread(slopes, x->rows, count, dim, vectors, seen->dkeys + a * dim);
+        mix(slopes, seen->keys + a * dim, count, dim, vectors, vectors * WIDE, x->dq);
     }
 }
 
-/* All queries of a part, against what they may see. */
-INLINE void queries(const Part *part, Seen *seen, int parts, const int64_t dim) {
+/* Queries that share a head of the keys: their tokens, heads and positions. */
+typedef struct {
+    int64_t token[QUERIES], head[QUERIES];
+    int32_t position[QUERIES];
+    int lanes;
+} Some;
+
+/* Some queries, in this many vectors, against what they may see. */
+INLINE void some_queries(const Packed *p, const Some *some, Seen *seen, int parts, const int64_t dim,
+                         const int vectors) {
+    int64_t lowest = some->lanes < vectors * WIDE ? -1 : some->position[0], highest = some->position[some->lanes - 1];
+    Queries x;
+    for (int l = 0; l < vectors * WIDE; l++) {
+        int from = l < some->lanes ? l : 0;
+        int64_t entry = some->token[from] * p->heads + some->head[from];
+        const real *q = p->q + some->token[from] * p->q_stride + some->head[from] * dim;
+        float *row = x.rows + l * dim, *sums = x.sums + l * dim;
+        /* lanes of nobody see nothing */
+        x.position[l / WIDE][l % WIDE] = l < some->lanes ? some->position[l] : -1;
+        for (int64_t d = 0; d < dim; d += WIDE) storev(row + d, getv(q + d) * p->scaling);
+        if (p->backward) {
+            const real *grad = p->grad + entry * dim, *out = p->out + entry * dim;
+            vec mean = allv(0.0f);
+            for (int64_t d = 0; d < dim; d += WIDE) {
+                vec slope = getv(grad + d);
+                storev(sums + d, slope);
+                mean += slope * getv(out + d);
+            }
+            x.mean[l / WIDE][l % WIDE] = sum_ofv(mean);
+            x.top[l / WIDE][l % WIDE] = p->log_sum[entry];
+        } else {
+            memset(sums, 0, dim * sizeof(float));
+        }
+    }
+    to_lanes(x.rows, dim, vectors, x.q);
+    if (p->backward) {
+        to_lanes(x.sums, dim, vectors, x.dout);
+        memset(x.dq, 0, vectors * WIDE * dim * sizeof(float));
+        for (int i = 0; i < parts; i++) backward(p, &x, seen + i, lowest, highest, dim, vectors);
+        for (int l = 0; l < some->lanes; l++) {
+            real *to = p->dq + (some->token[l] * p->heads + some->head[l]) * dim;
+            for (int64_t d = 0; d < dim; d += WIDE) putv(to + d, loadv(x.dq + l * dim + d) * p->scaling);
+        }
+    } else {
+        for (int v = 0; v < vectors; v++) {
+            x.top[v] = allv(-INFINITY);
+            x.total[v] = allv(0.0f);
+        }
+        for (int i = 0; i < parts; i++) forward(p, &x, seen + i, lowest, highest, dim, vectors);
+        for (int l = 0; l < some->lanes; l++) {
+            int64_t entry = some->token[l] * p->heads + some->head[l];
+            float total = x.total[l / WIDE][l % WIDE], scale = 1.0f / total;
+            for (int64_t d = 0; d < dim; d += WIDE)
+                putv(p->out + entry * dim + d, loadv(x.sums + l * dim + d) * scale);
+            p->log_sum[entry] = x.top[l / WIDE][l % WIDE] + logf(total);
+        }
+    }
+}
+
+#define ANSWER(dim)                                                              \
+    do {                                                                         \
+        if (some->lanes > WIDE) some_queries(p, some, seen, parts, dim, VECTORS); \
+        else if (some->lanes) some_queries(p, some, seen, parts, dim, 1);        \
+    } while (0)
+
+static void answer(const Packed *p, const Some *some, Seen *seen, int parts) {
+    if (p->dim == 64) /* common, and faster if the compiler knows it */
+        ANSWER(64);
+    else
+        ANSWER(p->dim);
+}
+
+/* All queries of a part that are asked for. */
+static void all_queries(const Part *part, Seen *seen, int parts) {
     const Packed *p = part->p;
     int64_t each = p->heads / p->kv;
-    Queries x;
-    for (int64_t next = 0; next < part->count * each;) {
-        real *place[WIDE];
-        int64_t entry[WIDE], query[WIDE], lanes = 0;
-        for (; lanes < WIDE && next < part->count * each; next++) {
-            int64_t t = token_of(p, part->slot + next / each), head = part->head * each + next % each;
-            if (!p->asked || p->asked[t])
-                query[lanes++] = next;
-            else if (p->backward)
-                memset(p->dq + (t * p->heads + head) * dim, 0, dim * sizeof(real));
-        }
-        if (!lanes) break;
-        for (int l = 0; l < WIDE; l++) {
-            if (l >= lanes) query[l] = query[0];
-            int64_t t = token_of(p, part->slot + query[l] / each), head = part->head * each + query[l] % each;
-            const real *q = p->q + t * p->q_stride + head * dim;
-            entry[l] = t * p->heads + head;
-            place[l] = (p->backward ? p->dq : p->out) + entry[l] * dim;
-            /* lanes of nobody see nothing */
-            x.position[l] = l < lanes ? (int32_t)(part->from + query[l] / each) : -1;
-            for (int64_t d = 0; d < dim; d += WIDE) store16(x.rows[l] + d, get16(q + d) * p->scaling);
-            if (p->backward) {
-                const real *grad = p->grad + entry[l] * dim, *out = p->out + entry[l] * dim;
-                v16 mean = all16(0.0f);
-                for (int64_t d = 0; d < dim; d += WIDE) {
-                    v16 slope = get16(grad + d);
-                    store16(x.sums[l] + d, slope);
-                    mean += slope * get16(out + d);
-                }
-                x.mean[l] = sum_of16(mean);
-                x.top[l] = p->log_sum[entry[l]];
-            } else {
-                memset(x.sums[l], 0, dim * sizeof(float));
+    Some some = {.lanes = 0};
+    for (int64_t i = 0; i < part->count; i++) {
+        int64_t token = token_of(p, part->slot + i);
+        int asked = !p->asked || p->asked[token];
+        for (int64_t head = part->head * each; head < (part->head + 1) * each; head++) {
+            if (!asked) {
+                if (p->backward) memset(p->dq + (token * p->heads + head) * p->dim, 0, p->dim * sizeof(real));
+                continue;
             }
-        }
-        to_lanes(x.rows, dim, x.q);
-        if (p->backward) to_lanes(x.sums, dim, x.dout);
-        int64_t lowest = part->from + query[0] / each, highest = part->from + query[lanes - 1] / each;
-        if (lanes < WIDE) lowest = -1;
-        if (p->backward) {
-            for (int64_t d = 0; d < dim; d++) x.dq[d] = all16(0.0f);
-            for (int i = 0; i < parts; i++) backward(p, &x, seen + i, lowest, highest, dim);
-            for (int64_t d = 0; d < dim; d += WIDE) {
-                exchange(x.dq + d);
-                for (int l = 0; l < lanes; l++) put16(place[l] + d, x.dq[d + l] * p->scaling);
+            if (some.lanes == QUERIES) {
+                answer(p, &some, seen, parts);
+                some.lanes = 0;
             }
-        } else {
-            x.top = all16(-INFINITY);
-            x.total = all16(0.0f);
-            for (int i = 0; i < parts; i++) forward(p, &x, seen + i, lowest, highest, dim);
-            for (int l = 0; l < lanes; l++) {
-                float scale = 1.0f / x.total[l];
-                for (int64_t d = 0; d < dim; d += WIDE) put16(place[l] + d, load16(x.sums[l] + d) * scale);
-                p->log_sum[entry[l]] = x.top[l] + logf(x.total[l]);
-            }
+            some.token[some.lanes] = token;
+            some.head[some.lanes] = head;
+            some.position[some.lanes++] = (int32_t)(part->from + i);
         }
     }
-}
-
-static void all_queries(const Part *part, Seen *seen, int parts) {
-    switch (part->p->dim) {
-    case 16: queries(part, seen, parts, 16); break;
-    case 32: queries(part, seen, parts, 32); break;
-    case 64: queries(part, seen, parts, 64); break;
-    default: queries(part, seen, parts, part->p->dim);
-    }
+    answer(p, &some, seen, parts);
 }
 
 static int64_t length_of(const Packed *p, int64_t slot, int64_t most) {

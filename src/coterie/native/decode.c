@@ -60,7 +60,8 @@ void gated(int threads, int64_t n, int64_t width, real *gate, const real *up, Ta
 }
 
 /* n stretches of keys and values [P,D] a head of the keys, that rows share; those of stretch s are
- * members[first[s]] .. members[first[s + 1] - 1]. starts and sizes: positions of their first tokens, and their tokens. */
+ * members[first[s]] .. members[first[s + 1] - 1]. starts and sizes: positions of their first tokens, and how many
+ * they are. */
 typedef struct {
     const real *keys, *values;
     int64_t n, stretch_stride, head_stride;
@@ -103,54 +104,83 @@ static inline void enter(const Step *s, int64_t row) {
         memcpy(s->values + row * s->row_stride + k * s->head_stride + s->used * s->dim, made, s->dim * sizeof(real));
 }
 
-/* A query and the row's own tokens: the first of what is summed up over all it sees. */
-INLINE void own(const Step *s, int64_t row, int64_t head, const int64_t dim) {
+/* One or two queries that share a head of the keys, from `head` on, and the row's own tokens: the first of what is
+ * summed up over all they see. */
+INLINE void own(const Step *s, int64_t row, int64_t head, const int queries, const int64_t dim) {
     int64_t at = row * s->row_stride + head / (s->heads / s->kv) * s->head_stride;
     int64_t from = s->late ? s->late[row] : 0, place = row * s->heads + head;
     if (s->window && s->used + 1 - s->window > from) from = s->used + 1 - s->window;
-    const real *q = s->queries + place * dim;
-    float *out = s->out + place * dim, top = -INFINITY, total = 0, weights[KEYS];
-    memset(out, 0, dim * sizeof(float));
+    vec scores[2][KEYS / WIDE];
+    float q[2 * WIDEST], top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, *out = s->out + place * dim;
+    for (int64_t d = 0; d < queries * dim; d += WIDE) storev(q + d, getv(s->queries + place * dim + d) * s->scaling);
+    memset(out, 0, queries * dim * sizeof(float));
     for (int64_t a = from; a <= s->used; a += KEYS) {
         int64_t count = s->used + 1 - a < KEYS ? s->used + 1 - a : KEYS;
         const real *keys = s->keys + at + a * dim, *values = s->values + at + a * dim;
-        float highest = top;
-        for (int64_t j = 0; j < count; j++) {
-            v8 sum = all(0.0f);
-            for (int64_t d = 0; d < dim; d += LANES) sum += get(q + d) * get(keys + j * dim + d);
-            weights[j] = sum_of(sum) * s->scaling;
-            if (!(weights[j] <= highest)) highest = weights[j];
+        float before[2];
+        for (int64_t j = 0; j < count; j += WIDE) {
+            vec found[2][WIDE];
+            for (int i = 0; i < WIDE; i++) {
+                const real *key = keys + (j + i < count ? j + i : j) * dim;
+                found[0][i] = found[1][i] = allv(0.0f);
+                for (int64_t d = 0; d < dim; d += WIDE) {
+                    vec x = getv(key + d);
+                    for (int h = 0; h < queries; h++) found[h][i] += x * loadv(q + h * dim + d);
+                }
+            }
+            for (int h = 0; h < queries; h++) {
+                scores[h][j / WIDE] = sums_of(found[h]);
+                for (int i = (int)(count - j); i < WIDE; i++) scores[h][j / WIDE][i] = -INFINITY;
+            }
         }
-        float before = exp_of(all(top - highest))[0];
-        total *= before;
-        for (int64_t j = count; j % LANES; j++) weights[j] = -INFINITY;
-        for (int64_t j = 0; j < count; j += LANES) {
-            v8 w = exp_of(load(weights + j) - all(highest));
-            store(weights + j, w);
-            total += sum_of(w);
+        for (int h = 0; h < queries; h++) {
+            vec highest = allv(top[h]), sum = allv(0.0f);
+            for (int64_t j = 0; j < count; j += WIDE)
+                highest = pickv(scores[h][j / WIDE] <= highest, highest, scores[h][j / WIDE]);
+            float most = top[h];
+            for (int i = 0; i < WIDE; i++)
+                if (!(highest[i] <= most)) most = highest[i];
+            for (int64_t j = 0; j < count; j += WIDE)
+                sum += scores[h][j / WIDE] = expv(scores[h][j / WIDE] - allv(most));
+            before[h] = exp_of(all(top[h] - most))[0];
+            total[h] = total[h] * before[h] + sum_ofv(sum);
+            top[h] = most;
         }
-        for (int64_t d = 0; d < dim; d += 8 * LANES) {
-            int64_t wide = dim - d < 8 * LANES ? dim - d : 8 * LANES;
-            v8 sum[8];
-            for (int64_t i = 0; i < wide / LANES; i++) sum[i] = load(out + d + i * LANES) * before;
+        for (int64_t d = 0; d < dim; d += 4 * WIDE) {
+            int64_t wide = dim - d < 4 * WIDE ? (dim - d) / WIDE : 4;
+            vec sum[2][4];
+            for (int h = 0; h < queries; h++)
+                for (int64_t i = 0; i < wide; i++) sum[h][i] = loadv(out + h * dim + d + i * WIDE) * before[h];
             for (int64_t j = 0; j < count; j++)
-                for (int64_t i = 0; i < wide / LANES; i++) sum[i] += get(values + j * dim + d + i * LANES) * weights[j];
-            for (int64_t i = 0; i < wide / LANES; i++) store(out + d + i * LANES, sum[i]);
+                for (int64_t i = 0; i < wide; i++) {
+                    vec x = getv(values + j * dim + d + i * WIDE);
+                    for (int h = 0; h < queries; h++) sum[h][i] += x * ((const float *)scores[h])[j];
+                }
+            for (int h = 0; h < queries; h++)
+                for (int64_t i = 0; i < wide; i++) storev(out + h * dim + d + i * WIDE, sum[h][i]);
         }
-        top = highest;
     }
-    s->top[place] = top;
-    s->total[place] = total;
+    for (int h = 0; h < queries; h++) {
+        s->top[place + h] = top[h];
+        s->total[place + h] = total[h];
+    }
+}
+
+/* All queries of a row. */
+INLINE void own_queries(const Step *s, int64_t row, const int64_t dim) {
+    int64_t each = s->heads / s->kv;
+    for (int64_t k = 0; k < s->kv; k++) {
+        int64_t head = k * each, last = head + each;
+        for (; head + 2 <= last; head += 2) own(s, row, head, 2, dim);
+        if (head < last) own(s, row, head, 1, dim);
+    }
 }
 
 static void all_own(const Step *s, int64_t row) {
-    for (int64_t head = 0; head < s->heads; head++) switch (s->dim) {
-        case 16: own(s, row, head, 16); break;
-        case 32: own(s, row, head, 32); break;
-        case 64: own(s, row, head, 64); break;
-        case 128: own(s, row, head, 128); break;
-        default: own(s, row, head, s->dim);
-        }
+    if (s->dim == 64) /* common, and faster if the compiler knows it */
+        own_queries(s, row, 64);
+    else
+        own_queries(s, row, s->dim);
 }
 
 /* n numbers as floats, in `room` if they are none. */
@@ -163,45 +193,55 @@ static inline const float *wide(const real *x, int64_t n, float *room) {
 #endif
 }
 
-/* Up to sixteen queries of one head of the keys, and the keys of a stretch: those from `from` on are seen. */
+#define MET 16 /* queries at once */
+
+/* Up to so many queries of one head of the keys, and the keys of a stretch: those from `from` on are seen. */
 INLINE void meet(const Step *s, const real *keys, const real *values, int64_t size, const int64_t *place,
                  const int32_t *from, int lanes, const int64_t dim) {
-    v16 q[WIDEST], scores[KEYS], top, total;
-    float out[WIDE][WIDEST], room[sizeof(real) < sizeof(float) ? KEYS * WIDEST : 1];
+    enum { vectors = MET / WIDE };
+    vec q[vectors * WIDEST], scores[vectors * KEYS], top[vectors], total[vectors];
+    float out[MET * WIDEST], room[sizeof(real) < sizeof(float) ? KEYS * WIDEST : 1];
     int64_t lowest = size;
-    i16 begin;
-    for (int l = 0; l < WIDE; l++) {
+    ivec begin[vectors];
+    for (int l = 0; l < MET; l++) {
         int64_t at = place[l < lanes ? l : 0];
-        for (int64_t d = 0; d < dim; d += WIDE) store16(out[l] + d, get16(s->queries + at * dim + d) * s->scaling);
-        top[l] = s->top[at];
-        total[l] = s->total[at];
-        begin[l] = from[l < lanes ? l : 0];
-        if (begin[l] < lowest) lowest = begin[l];
+        int32_t first = from[l < lanes ? l : 0];
+        for (int64_t d = 0; d < dim; d += WIDE) storev(out + l * dim + d, getv(s->queries + at * dim + d) * s->scaling);
+        top[l / WIDE][l % WIDE] = s->top[at];
+        total[l / WIDE][l % WIDE] = s->total[at];
+        begin[l / WIDE][l % WIDE] = first;
+        if (first < lowest) lowest = first;
     }
-    to_lanes(out, dim, q);
-    for (int l = 0; l < WIDE; l++) memcpy(out[l], s->out + place[l < lanes ? l : 0] * dim, dim * sizeof(float));
+    to_lanes(out, dim, vectors, q);
+    for (int l = 0; l < MET; l++)
+        memcpy(out + l * dim, s->out + place[l < lanes ? l : 0] * dim, dim * sizeof(float));
     for (int64_t a = lowest; a < size; a += KEYS) {
         int64_t count = size - a < KEYS ? size - a : KEYS;
-        products(q, wide(keys + a * dim, count * dim, room), count, dim, scores);
-        for (int64_t j = 0; s->window && j < count; j++)
-            scores[j] = pick16(begin > (int32_t)(a + j), all16(-INFINITY), scores[j]);
-        v16 highest = top;
-        for (int64_t j = 0; j < count; j++) highest = pick16(scores[j] <= highest, highest, scores[j]);
-        v16 before = exp16(top - highest);
-        total *= before;
-        for (int64_t j = 0; j < count; j++) {
-            scores[j] = exp16(scores[j] - highest);
-            total += scores[j];
+        products(q, wide(keys + a * dim, count * dim, room), count, dim, vectors, scores);
+        for (int v = 0; v < vectors; v++) {
+            vec highest = top[v];
+            for (int64_t j = 0; j < count; j++) {
+                vec *score = scores + j * vectors + v;
+                if (s->window) *score = pickv(begin[v] > (int32_t)(a + j), allv(-INFINITY), *score);
+                highest = pickv(*score <= highest, highest, *score);
+            }
+            vec before = expv(top[v] - highest);
+            total[v] *= before;
+            for (int64_t j = v; j < count * vectors; j += vectors) {
+                scores[j] = expv(scores[j] - highest);
+                total[v] += scores[j];
+            }
+            for (int l = v * WIDE; l < lanes && l < (v + 1) * WIDE; l++)
+                for (int64_t d = 0; d < dim; d += WIDE)
+                    storev(out + l * dim + d, loadv(out + l * dim + d) * before[l % WIDE]);
+            top[v] = highest;
         }
-        for (int l = 0; l < lanes; l++)
-            for (int64_t d = 0; d < dim; d += LANES) store(out[l] + d, load(out[l] + d) * before[l]);
-        mix(scores, wide(values + a * dim, count * dim, room), count, dim, lanes, out);
-        top = highest;
+        mix(scores, wide(values + a * dim, count * dim, room), count, dim, vectors, lanes, out);
     }
     for (int l = 0; l < lanes; l++) {
-        memcpy(s->out + place[l] * dim, out[l], dim * sizeof(float));
-        s->top[place[l]] = top[l];
-        s->total[place[l]] = total[l];
+        memcpy(s->out + place[l] * dim, out + l * dim, dim * sizeof(float));
+        s->top[place[l]] = top[l / WIDE][l % WIDE];
+        s->total[place[l]] = total[l / WIDE][l % WIDE];
     }
 }
 
@@ -209,10 +249,10 @@ static void stretch(const Step *s, const Level *level, int64_t number, int64_t k
     int64_t each = s->heads / s->kv, first = level->first[number], count = level->first[number + 1] - first;
     const real *keys = level->keys + number * level->stretch_stride + k * level->head_stride;
     const real *values = level->values + number * level->stretch_stride + k * level->head_stride;
-    for (int64_t a = 0; a < count * each; a += WIDE) {
-        int64_t place[WIDE];
-        int32_t from[WIDE];
-        int lanes = count * each - a < WIDE ? (int)(count * each - a) : WIDE;
+    for (int64_t a = 0; a < count * each; a += MET) {
+        int64_t place[MET];
+        int32_t from[MET];
+        int lanes = count * each - a < MET ? (int)(count * each - a) : MET;
         for (int l = 0; l < lanes; l++) {
             int64_t row = level->members[first + (a + l) / each];
             int64_t reach = s->window ? s->positions[row] + 1 - s->window - level->starts[number] : 0;
@@ -220,13 +260,10 @@ static void stretch(const Step *s, const Level *level, int64_t number, int64_t k
             from[l] = reach < 0 ? 0 : (int32_t)reach;
         }
         int64_t size = level->sizes[number];
-        switch (s->dim) {
-        case 16: meet(s, keys, values, size, place, from, lanes, 16); break;
-        case 32: meet(s, keys, values, size, place, from, lanes, 32); break;
-        case 64: meet(s, keys, values, size, place, from, lanes, 64); break;
-        case 128: meet(s, keys, values, size, place, from, lanes, 128); break;
-        default: meet(s, keys, values, size, place, from, lanes, s->dim);
-        }
+        if (s->dim == 64)
+            meet(s, keys, values, size, place, from, lanes, 64);
+        else
+            meet(s, keys, values, size, place, from, lanes, s->dim);
     }
 }
 

@@ -1,18 +1,24 @@
-/* Sixteen queries at once, a lane each, against keys and values. Heads are multiples of sixteen wide. */
+/* Queries against keys and values, a lane each. Heads are multiples of sixteen wide. */
 
 #ifndef COTERIE_LANES_H
 #define COTERIE_LANES_H
 
 #include "vectors.h"
 
-#define WIDE 16
 #define WIDEST 128 /* head */
 #define INLINE static inline __attribute__((always_inline))
 
-/* Keep x in a register: compilers would rather load it for every product, and loads are what there are too few of. */
+/* Of queries there are up to VECTORS; FEW rows are multiplied with these at once, and vectors ACROSS a row with four
+ * weights, so that the sums stay in registers: 32 with AVX-512, 16 as a rule. HOLD keeps x in one: compilers would
+ * rather load it for every product, and loads are what there are too few of. */
+#define VECTORS 2
 #if defined(__AVX512F__)
+#define FEW(vectors) 8
+#define ACROSS 4
 #define HOLD(x) __asm__("" : "+v"(x))
 #else
+#define FEW(vectors) (8 / (vectors))
+#define ACROSS 2
 #define HOLD(x)
 #endif
 
@@ -22,15 +28,24 @@
 #endif
 #endif
 
-/* Rows and columns of sixteen vectors exchanged: four times they are shuffled as two halves of a pack of cards. */
-static inline void exchange(v16 *x) {
-#ifdef SHUFFLES
-    v16 y[WIDE];
+/* Rows and columns of WIDE vectors exchanged: each round shuffles them as two halves of a pack of cards. */
+static inline void exchange(vec *x) {
+#if defined(SHUFFLES) && WIDE == 16
+    vec y[WIDE];
     for (int round = 0; round < 4; round++) {
         for (int i = 0; i < 8; i++) {
             y[2 * i] = __builtin_shufflevector(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
             y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
                                                    15, 31);
+        }
+        for (int i = 0; i < WIDE; i++) x[i] = y[i];
+    }
+#elif defined(SHUFFLES)
+    vec y[WIDE];
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 4; i++) {
+            y[2 * i] = __builtin_shufflevector(x[i], x[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
         }
         for (int i = 0; i < WIDE; i++) x[i] = y[i];
     }
@@ -44,56 +59,100 @@ static inline void exchange(v16 *x) {
 #endif
 }
 
-/* to[d] = the d-th of each row, a lane each: rows [16][WIDEST] */
-INLINE void to_lanes(float (*rows)[WIDEST], const int64_t dim, v16 *to) {
-    for (int64_t d = 0; d < dim; d += WIDE) {
-        for (int l = 0; l < WIDE; l++) to[d + l] = load16(rows[l] + d);
-        exchange(to + d);
-    }
+/* The sum of each of WIDE vectors: each round adds them up as two halves of a pack of cards. */
+static inline vec sums_of(vec *x) {
+    vec sum;
+#if defined(SHUFFLES)
+    for (int half = WIDE / 2; half; half /= 2)
+        for (int i = 0; i < half; i++)
+#if WIDE == 16
+            x[i] = __builtin_shufflevector(x[i], x[i + half], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23) +
+                   __builtin_shufflevector(x[i], x[i + half], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
+                                           15, 31);
+#else
+            x[i] = __builtin_shufflevector(x[i], x[i + half], 0, 8, 1, 9, 2, 10, 3, 11) +
+                   __builtin_shufflevector(x[i], x[i + half], 4, 12, 5, 13, 6, 14, 7, 15);
+#endif
+    sum = x[0];
+#else
+    for (int i = 0; i < WIDE; i++) sum[i] = sum_ofv(x[i]);
+#endif
+    return sum;
 }
 
-/* result[j] = the products of lanes x with rows y [count,dim] */
-INLINE void products(const v16 *x, const float *y, int64_t count, const int64_t dim, v16 *result) {
-    int64_t j = 0;
-    for (; j + 8 <= count; j += 8) {
-        v16 sum[8] = {0};
-        for (int64_t d = 0; d < dim; d++)
-            for (int i = 0; i < 8; i++) sum[i] += x[d] * y[(j + i) * dim + d];
-        for (int i = 0; i < 8; i++) result[j + i] = sum[i];
-    }
-    for (; j < count; j++) {
-        v16 sum = all16(0.0f);
-        for (int64_t d = 0; d < dim; d++) sum += x[d] * y[j * dim + d];
-        result[j] = sum;
-    }
-}
-
-/* rows[l] += sum over j of weights[j][l] y[j], of the first lanes: y [count,dim], rows [16][WIDEST] */
-INLINE void mix(const v16 *weights, const float *y, int64_t count, const int64_t dim, int lanes,
-                float (*rows)[WIDEST]) {
-    const float *w = (const float *)weights;
-    for (int l = 0; l < lanes; l += 4)
-        for (int64_t d = 0; d < dim; d += 32) {
-            int both = d + 16 < dim;
-            v16 sum[4][2];
-            for (int i = 0; i < 4; i++) {
-                sum[i][0] = load16(rows[l + i] + d);
-                sum[i][1] = both ? load16(rows[l + i] + d + 16) : sum[i][0];
-            }
-            for (int64_t j = 0; j < count; j++) {
-                v16 a = load16(y + j * dim + d), b = both ? load16(y + j * dim + d + 16) : a;
-                HOLD(a);
-                HOLD(b);
-                for (int i = 0; i < 4; i++) {
-                    sum[i][0] += a * w[j * WIDE + l + i];
-                    sum[i][1] += b * w[j * WIDE + l + i];
-                }
-            }
-            for (int i = 0; i < 4; i++) {
-                store16(rows[l + i] + d, sum[i][0]);
-                if (both) store16(rows[l + i] + d + 16, sum[i][1]);
-            }
+/* to[d][v] = the d-th of each row, a lane each: rows [WIDE vectors,dim] */
+INLINE void to_lanes(const float *rows, const int64_t dim, const int vectors, vec *to) {
+    vec some[WIDE];
+    for (int v = 0; v < vectors; v++)
+        for (int64_t d = 0; d < dim; d += WIDE) {
+            for (int l = 0; l < WIDE; l++) some[l] = loadv(rows + (v * WIDE + l) * dim + d);
+            exchange(some);
+            for (int i = 0; i < WIDE; i++) to[(d + i) * vectors + v] = some[i];
         }
+}
+
+/* result[j][v] = the products of lanes x [dim][vectors] with a few rows y */
+INLINE void few_products(const vec *x, const float *y, const int few, const int64_t dim, const int vectors,
+                         vec *result) {
+    vec sum[8][VECTORS] = {0};
+    for (int64_t d = 0; d < dim; d++)
+        for (int i = 0; i < few; i++)
+            for (int v = 0; v < vectors; v++) sum[i][v] += x[d * vectors + v] * y[i * dim + d];
+    for (int i = 0; i < few; i++)
+        for (int v = 0; v < vectors; v++) result[i * vectors + v] = sum[i][v];
+}
+
+/* The same with rows y [count,dim] */
+INLINE void products(const vec *x, const float *y, int64_t count, const int64_t dim, const int vectors, vec *result) {
+    const int few = FEW(vectors);
+    int64_t j = 0;
+    for (; j + few <= count; j += few) few_products(x, y + j * dim, few, dim, vectors, result + j * vectors);
+    for (; j < count; j++) few_products(x, y + j * dim, 1, dim, vectors, result + j * vectors);
+}
+
+/* to[i] += sum over j of weights[j step + i apart] y[j], of four i or `some` of them: y [count,dim], to [4,dim], of
+ * which `wide` vectors are computed. */
+INLINE void four_mixed(const float *weights, const int64_t step, const int64_t apart, const float *y, int64_t count,
+                       const int64_t dim, const int wide, int64_t some, float *to) {
+    vec sum[4][ACROSS] = {0};
+    for (int64_t j = 0; j < count; j++) {
+        vec a[ACROSS];
+        for (int k = 0; k < wide; k++) {
+            a[k] = loadv(y + j * dim + k * WIDE);
+            HOLD(a[k]);
+        }
+        for (int i = 0; i < 4; i++)
+            for (int k = 0; k < wide; k++) sum[i][k] += a[k] * weights[j * step + i * apart];
+    }
+    for (int64_t i = 0; i < some; i++)
+        for (int k = 0; k < wide; k++) storev(to + i * dim + k * WIDE, loadv(to + i * dim + k * WIDE) + sum[i][k]);
+}
+
+INLINE void mixed(const float *weights, const int64_t step, const int64_t apart, const float *y, int64_t count,
+                  const int64_t dim, int64_t some, float *to) {
+    int64_t d = 0;
+    for (; d + ACROSS * WIDE <= dim; d += ACROSS * WIDE)
+        four_mixed(weights, step, apart, y + d, count, dim, ACROSS, some, to + d);
+    if (ACROSS > 2 && d + 2 * WIDE <= dim) {
+        four_mixed(weights, step, apart, y + d, count, dim, 2, some, to + d);
+        d += 2 * WIDE;
+    }
+    for (; d < dim; d += WIDE) four_mixed(weights, step, apart, y + d, count, dim, 1, some, to + d);
+}
+
+/* rows[l] += sum over j of weights[j][l] y[j], of the first lanes, in fours: y [count,dim], rows [WIDE vectors,dim] */
+INLINE void mix(const vec *weights, const float *y, int64_t count, const int64_t dim, const int vectors, int lanes,
+                float *rows) {
+    for (int l = 0; l < lanes; l += 4)
+        mixed((const float *)weights + l, vectors * WIDE, 1, y, count, dim, 4, rows + l * dim);
+}
+
+/* y[j] += sum over l of weights[j][l] rows[l]: y [count,dim], weights of as many keys and up to three more */
+INLINE void spread(const vec *weights, const float *rows, int64_t count, const int64_t dim, const int vectors,
+                   float *y) {
+    for (int64_t j = 0; j < count; j += 4)
+        mixed((const float *)(weights + j * vectors), 1, vectors * WIDE, rows, vectors * WIDE, dim,
+              count - j < 4 ? count - j : 4, y + j * dim);
 }
 
 #endif

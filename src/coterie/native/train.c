@@ -112,7 +112,7 @@ void gate(int threads, int64_t n, int64_t width, const real *gates, int64_t gate
 static inline void gate_back_row(int64_t width, const real *gates, const real *ups, real *slope, real *out,
                                  real *dgates) {
     int64_t d = 0;
-    for (; d + 16 <= width; d += 16) GATE_BACK(v16, get16, put16, sigmoid16, all16)
+    for (; d + WIDE <= width; d += WIDE) GATE_BACK(vec, getv, putv, sigmoidv, allv)
     if (d < width) GATE_BACK(v8, get, put, sigmoid, all)
 }
 

@@ -1,8 +1,8 @@
-/* Vectors of eight and of sixteen floats, GCC's and clang's, on any processor; and what the other files share. Widths
- * are multiples of eight, or of sixteen.
+/* Vectors of eight floats (v8) and of WIDE, as many as the processor has (vec: sixteen or eight), GCC's and clang's;
+ * and what the other files share. Widths are multiples of eight, or of sixteen.
  *
- * Tensors hold `real`s: floats or, with BFLOAT16, their upper halves, rounded to the nearest and to even. All is computed
- * in floats. */
+ * Tensors hold `real`s: floats or, with BFLOAT16, their upper halves, rounded to the nearest and to even. All is
+ * computed in floats. */
 
 #ifndef COTERIE_VECTORS_H
 #define COTERIE_VECTORS_H
@@ -18,27 +18,38 @@
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v8u __attribute__((vector_size(32), aligned(4)));
 typedef int32_t i8 __attribute__((vector_size(32)));
-typedef float v16 __attribute__((vector_size(64)));
-typedef float v16u __attribute__((vector_size(64), aligned(4)));
-typedef int32_t i16 __attribute__((vector_size(64)));
 
 static inline v8 load(const float *p) { return *(const v8u *)p; }
 static inline void store(float *p, v8 x) { *(v8u *)p = x; }
 static inline v8 all(float x) { return (v8){x, x, x, x, x, x, x, x}; }
 static inline v8 pick(i8 which, v8 a, v8 b) { return (v8)((which & (i8)a) | (~which & (i8)b)); }
-static inline v16 load16(const float *p) { return *(const v16u *)p; }
-static inline void store16(float *p, v16 x) { *(v16u *)p = x; }
-static inline v16 all16(float x) { return (v16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-static inline v16 pick16(i16 which, v16 a, v16 b) { return (v16)((which & (i16)a) | (~which & (i16)b)); }
+
+/* Not wider than the processor's: GCC takes such vectors apart, and is many times as slow then. */
+#if defined(__AVX512F__)
+#define WIDE 16
+typedef float vec __attribute__((vector_size(64)));
+typedef float vecu __attribute__((vector_size(64), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(64)));
+
+static inline vec loadv(const float *p) { return *(const vecu *)p; }
+static inline void storev(float *p, vec x) { *(vecu *)p = x; }
+static inline vec allv(float x) { return (vec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+static inline vec pickv(ivec which, vec a, vec b) { return (vec)((which & (ivec)a) | (~which & (ivec)b)); }
+#else
+#define WIDE 8
+typedef v8 vec;
+typedef i8 ivec;
+#define loadv load
+#define storev store
+#define allv all
+#define pickv pick
+#endif
 
 #ifdef BFLOAT16
 typedef uint16_t real;
 typedef uint16_t h8 __attribute__((vector_size(16)));
 typedef uint16_t h8u __attribute__((vector_size(16), aligned(2)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
-typedef uint16_t h16 __attribute__((vector_size(32)));
-typedef uint16_t h16u __attribute__((vector_size(32), aligned(2)));
-typedef uint32_t u16 __attribute__((vector_size(64)));
 
 static inline float get1(const real *p) {
     uint32_t bits = (uint32_t)*p << 16;
@@ -61,49 +72,66 @@ static inline void put1(real *p, float x) {
         *(hu *)p = __builtin_convertvector((rounded & ~none) | (0x7fc0 & none), h);                      \
     }
 GET_AND_PUT(get, put, v8, u8, h8, h8u)
-GET_AND_PUT(get16, put16, v16, u16, h16, h16u)
+#if WIDE == 16
+typedef uint16_t hvec __attribute__((vector_size(32)));
+typedef uint16_t hvecu __attribute__((vector_size(32), aligned(2)));
+typedef uint32_t uvec __attribute__((vector_size(64)));
+GET_AND_PUT(getv, putv, vec, uvec, hvec, hvecu)
+#endif
 #else
 typedef float real;
 static inline float get1(const real *p) { return *p; }
 static inline void put1(real *p, float x) { *p = x; }
 static inline v8 get(const real *p) { return load(p); }
 static inline void put(real *p, v8 x) { store(p, x); }
-static inline v16 get16(const real *p) { return load16(p); }
-static inline void put16(real *p, v16 x) { store16(p, x); }
+#if WIDE == 16
+static inline vec getv(const real *p) { return loadv(p); }
+static inline void putv(real *p, vec x) { storev(p, x); }
+#endif
+#endif
+#if WIDE == 8
+#define getv get
+#define putv put
 #endif
 
 static inline float sum_of(v8 x) {
     return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
 
-static inline float sum_of16(v16 x) {
+static inline float sum_ofv(vec x) {
+#if WIDE == 16
     v8 low, high;
     memcpy(&low, &x, sizeof low);
     memcpy(&high, (const char *)&x + sizeof low, sizeof high);
     return sum_of(low + high);
+#else
+    return sum_of(x);
+#endif
 }
 
-/* exp(x) to about an ulp, of x <= 0; below -87 it is 0, and what is not a number stays that. For vectors of any width:
- * floats `v`, integers `i` of as many lanes. */
-#define EXP(name, v, i, all, pick)                                                  \
-    static inline v name(v x) {                                                     \
-        v bounded = pick(x < all(-87.0f), all(-87.0f), x);                          \
+/* exp(x) to about an ulp, of x <= 0; about where it leaves the normal numbers it is 0, and what is not a number stays
+ * that. For vectors of any width: floats `v`, integers `i` of as many lanes. */
+#define EXP(name, v, i, all, pick)                                                    \
+    static inline v name(v x) {                                                       \
+        v bounded = pick(x < all(-88.0f), all(-88.0f), x); /* its power is -127 */    \
         i power = __builtin_convertvector(bounded * all(1.44269504f) - all(0.5f), i); \
-        v n = __builtin_convertvector(power, v);                                    \
-        v r = (bounded - n * all(0.693145752f)) - n * all(1.42860677e-6f);          \
-        v p = all(1.9875691500e-4f);                                                \
-        p = p * r + all(1.3981999507e-3f);                                          \
-        p = p * r + all(8.3334519073e-3f);                                          \
-        p = p * r + all(4.1665795894e-2f);                                          \
-        p = p * r + all(1.6666665459e-1f);                                          \
-        p = p * r + all(5.0000001201e-1f);                                          \
-        p = p * r * r + r + all(1.0f);                                              \
-        p *= (v)((power + 127) << 23);                                              \
-        p = pick(x < all(-87.0f), all(0.0f), p);                                    \
-        return pick(x == x, p, x);                                                  \
+        v n = __builtin_convertvector(power, v);                                      \
+        v r = (bounded - n * all(0.693145752f)) - n * all(1.42860677e-6f);            \
+        v p = all(1.9875691500e-4f);                                                  \
+        p = p * r + all(1.3981999507e-3f);                                            \
+        p = p * r + all(8.3334519073e-3f);                                            \
+        p = p * r + all(4.1665795894e-2f);                                            \
+        p = p * r + all(1.6666665459e-1f);                                            \
+        p = p * r + all(5.0000001201e-1f);                                            \
+        p = p * r * r + r + all(1.0f);                                                \
+        return p * (v)((power + 127) << 23);                                          \
     }
 EXP(exp_of, v8, i8, all, pick)
-EXP(exp16, v16, i16, all16, pick16)
+#if WIDE == 16
+EXP(expv, vec, ivec, allv, pickv)
+#else
+#define expv exp_of
+#endif
 
 /* y / (1 + exp(-x)) */
 #define SIGMOID(name, v, exp, all, pick)                                \
@@ -112,14 +140,18 @@ EXP(exp16, v16, i16, all16, pick16)
         return y * pick(x < 0, small, all(1.0f)) / (all(1.0f) + small); \
     }
 SIGMOID(sigmoid, v8, exp_of, all, pick)
-SIGMOID(sigmoid16, v16, exp16, all16, pick16)
+#if WIDE == 16
+SIGMOID(sigmoidv, vec, expv, allv, pickv)
+#else
+#define sigmoidv sigmoid
+#endif
 
 /* out = silu(g) u */
 static inline void gate_row(int64_t width, const real *g, const real *u, real *out) {
     int64_t d = 0;
-    for (; d + 16 <= width; d += 16) {
-        v16 x = get16(g + d);
-        put16(out + d, sigmoid16(x, x) * get16(u + d));
+    for (; d + WIDE <= width; d += WIDE) {
+        vec x = getv(g + d);
+        putv(out + d, sigmoidv(x, x) * getv(u + d));
     }
     if (d < width) {
         v8 x = get(g + d);
