@@ -352,7 +352,7 @@ def test_without_the_functions_too_training_rounds_as_decoding_does(monkeypatch,
     with torch.no_grad():
         for mine, its in zip(layers, llama.layers, strict=True):
             assert float((mine.units[0](x) == its.before(x)).float().mean()) > 0.99
-            for made, want in zip(mine.enter(x, *angles), its.enter(x, *angles), strict=True):
+            for made, want in zip(mine.enter(x, None, *angles), its.enter(x, None, *angles), strict=True):
                 assert made.dtype == HALF and float((made == want).float().mean()) > 0.95
 
 
@@ -363,7 +363,7 @@ def test_norms_of_another_type_than_what_they_norm():
     wide = replace(layer, **{n: Norm(getattr(layer, n).weight.float(), 1e-6) for n in ("q_norm", "k_norm")})
     x = torch.randn(9, 48, generator=torch.Generator().manual_seed(2)).to(HALF)
     angles = llama.angles(x.unsqueeze(0), torch.arange(9).unsqueeze(0))
-    for mine, its in zip(wide.enter(x, *angles), layer.enter(x, *angles), strict=True):
+    for mine, its in zip(wide.enter(x, None, *angles), layer.enter(x, None, *angles), strict=True):
         assert mine.dtype == HALF
         torch.testing.assert_close(mine, its, rtol=0, atol=0.02 * float(its.detach().abs().max()))
 

@@ -399,16 +399,18 @@ class CausalLM(TransformersPolicy):
         layers are put in training mode, and their dropout and attention, which are modules inside, stay in eval
         (dropout a layer applies by itself, as OPT's do, is off for good under checkpointing).
         """
+        checkpointed = self.spec.gradient_checkpointing and torch.is_grad_enabled()
         with evaluating(self.model):
             if dropout:
                 self.model.train()
-            elif self.spec.gradient_checkpointing and torch.is_grad_enabled():
+            elif checkpointed:
                 for layer in self._checkpointed_layers():
                     layer.training = True
             try:
                 yield
             finally:
-                self.model.eval()
+                if dropout or checkpointed:
+                    self.model.eval()
 
     def _checkpointed_layers(self) -> Iterator[Any]:
         from transformers.modeling_layers import GradientCheckpointingLayer

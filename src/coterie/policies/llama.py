@@ -41,8 +41,10 @@ class Norm:
             return torch.nn.functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return _RMSNorm.apply(x, self.weight, self.eps)
 
-    def added(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """x + y, and that normed."""
+    def added(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x + y, where there is a y, and that normed."""
+        if y is None:
+            return x, self(x)
         if native.suits(x, y, self.weight):
             return _AddedNorm.apply(x, y, self.weight, self.eps)
         x = x + y
@@ -64,10 +66,17 @@ class Layer:
     mlp: Linear
 
     def __call__(
-        self, number: int, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention, rows: Tensor | None
-    ) -> Tensor:
-        """x [L,H] -> [L,H], or, of the last layer, of `rows` alone."""
-        q, k, v = self.enter(x, cos, sin)
+        self,
+        number: int,
+        x: Tensor,
+        plus: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        attention: Attention,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x [L,H], and what is still to be added to it -> the same, or, of the last layer, of `rows` alone."""
+        x, q, k, v = self.enter(x, plus, cos, sin)
         kept, rule = replay.current(), self.rule
         if rows is not None and (kept is None or kept.reading):  # what is being kept is kept whole
             asked = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -79,23 +88,24 @@ class Layer:
                 kept.narrow(rows)
         return self.leave(x, found)
 
-    def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What stands before attention: x [L,H] -> queries [L,h,D], keys and values [L,K,D]."""
-        q, k, v = self.qkv(self.before(x))
+    def enter(self, x: Tensor, plus: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What stands before attention: x and `plus` [L,H] -> their sum, queries [L,h,D], keys and values [L,K,D]."""
+        x, inner = self.before.added(x, plus)
+        q, k, v = self.qkv(inner)
         norms = self.q_norm, self.k_norm
         weights = (None if norm is None else norm.weight for norm in norms)
         if self.head % 8 == 0 and self.head <= native.WIDEST and native.suits(q, k, cos, sin, *weights):
             q, k = (_head(y, self.head, norm, cos, sin) for y, norm in zip((q, k), norms, strict=True))
-            return q, k, v.unflatten(-1, (-1, self.head))
+            return x, q, k, v.unflatten(-1, (-1, self.head))
         q, k, v = (y.unflatten(-1, (-1, self.head)) for y in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return x, rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def leave(self, x: Tensor, found: Tensor) -> Tensor:
-        """What stands after it: x [L,H] and what attention found [L,h*D] -> [L,H]."""
+    def leave(self, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What stands after it: x [L,H] and what attention found [L,h*D] -> [L,H], and what is to be added to it."""
         x, inner = self.after.added(x, self.out(found))
-        return x + self.mlp(inner)
+        return x, self.mlp(inner)
 
 
 class Llama:
@@ -153,11 +163,11 @@ class Llama:
         """ids and positions [1,L] -> last hidden states [L,H], or those of `rows` alone [N,H]."""
         x = self.decoder.embed_tokens(ids)
         cos, sin = self.angles(x, positions)
-        x = x[0]
+        x, plus = x[0], None
         layers = self.layers if layers is None else layers
         for number, layer in enumerate(layers):
-            x = layer(number, x, cos, sin, attention, rows if number == len(layers) - 1 else None)
-        return self.last(x)
+            x, plus = layer(number, x, plus, cos, sin, attention, rows if number == len(layers) - 1 else None)
+        return self.last.added(x, plus)[1]
 
     @property
     def last(self) -> Norm:

@@ -78,15 +78,16 @@ class _CompiledLayer(Layer):
     leaving: tuple[Any, ...]
     functions: tuple[Callable[..., Any], Callable[..., Any]]
 
-    def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def enter(self, x: Tensor, plus: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if len(x) == 1:  # torch would compile a graph of its own for one row
-            return super().enter(x, cos, sin)
-        return self.functions[0](*_any_rows(x, cos, sin), *self.entering)
+            return super().enter(x, plus, cos, sin)
+        assert plus is None
+        return x, *self.functions[0](*_any_rows(x, cos, sin), *self.entering)
 
-    def leave(self, x: Tensor, found: Tensor) -> Tensor:
+    def leave(self, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor | None]:
         if len(x) == 1:
             return super().leave(x, found)
-        return self.functions[1](*_any_rows(x, found), *self.leaving)
+        return self.functions[1](*_any_rows(x, found), *self.leaving), None
 
 
 def _any_rows(*tensors: Tensor) -> tuple[Tensor, ...]:

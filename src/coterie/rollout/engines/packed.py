@@ -109,17 +109,18 @@ class Folded(Layer):
     """What is constant about the norms of queries and keys, in float32 the factor of scores included: queries in
     bfloat16 are those of training, which are not rounded once more. [h+K,D]"""
 
-    def enter(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def enter(self, x: Tensor, plus: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        assert plus is None
         made = self.product(self.units[0](x)).unflatten(-1, (-1, self.head))
         turned, v = made.split([sum(self.heads), self.heads[1]], 1)
         if self.factor is not None:
             turned = self.units[2](turned, self.factor)
         q, k = rotate(turned, cos, sin).split(self.heads, 1)
-        return q, k, v
+        return x, q, k, v
 
-    def leave(self, x: Tensor, found: Tensor) -> Tensor:
+    def leave(self, x: Tensor, found: Tensor) -> tuple[Tensor, Tensor | None]:
         x = self.out(found).add_(x)
-        return self.mlp(self.units[1](x)).add_(x)
+        return self.mlp(self.units[1](x)).add_(x), None
 
 
 class Unit:
