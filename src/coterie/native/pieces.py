@@ -21,11 +21,17 @@ def suits(*tensors: Tensor | None) -> bool:
     """Whether the compiled functions are there and take these: on a CPU, all float32 or all bfloat16, the last
     dimension in order and a multiple of eight wide.
     """
-    some = [x for x in tensors if x is not None]
-    fit = all(
-        x.device.type == "cpu" and x.dtype == some[0].dtype and x.stride(-1) == 1 and x.shape[-1] % 8 == 0 for x in some
-    )
-    return fit and functions(some[0].dtype) is not None
+    dtype = None
+    for x in tensors:
+        if x is None:
+            continue
+        if x.device.type != "cpu" or x.stride(-1) != 1 or x.shape[-1] % 8:
+            return False
+        if dtype is None:
+            dtype = x.dtype
+        elif x.dtype != dtype:
+            return False
+    return dtype is not None and functions(dtype) is not None
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

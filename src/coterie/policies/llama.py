@@ -93,9 +93,9 @@ class Layer:
         x, inner = self.before.added(x, plus)
         q, k, v = self.qkv(inner)
         norms = self.q_norm, self.k_norm
-        weights = (None if norm is None else norm.weight for norm in norms)
+        weights = [None if norm is None else norm.weight for norm in norms]
         if self.head % 8 == 0 and self.head <= native.WIDEST and native.suits(q, k, cos, sin, *weights):
-            q, k = (_head(y, self.head, norm, cos, sin) for y, norm in zip((q, k), norms, strict=True))
+            q, k = _Heads.apply(q, k, self.head, *weights, *(0.0 if n is None else n.eps for n in norms), cos, sin)
             return x, q, k, v.unflatten(-1, (-1, self.head))
         q, k, v = (y.unflatten(-1, (-1, self.head)) for y in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
@@ -248,10 +248,6 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-def _head(x: Tensor, width: int, norm: Norm | None, cos: Tensor, sin: Tensor) -> Tensor:
-    return _Head.apply(x, width, None if norm is None else norm.weight, 0.0 if norm is None else norm.eps, cos, sin)
-
-
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -265,22 +261,38 @@ class _Rotate(torch.autograd.Function):
         return _rotated(grad, cos, -sin), None, None
 
 
-class _Head(torch.autograd.Function):
-    """Heads normed, where there is a norm, and turned, by a compiled function: x [L,h*D] -> [L,h,D]."""
+class _Heads(torch.autograd.Function):
+    """Heads of queries and keys normed, where there are norms, and turned, by a compiled function: [L,h*D] -> [L,h,D]
+    twice.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, width: int, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        width: int,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        q_eps: float,
+        k_eps: float,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         cos, sin = cos.contiguous(), sin.contiguous()
-        y, scale = native.head(x, width, weight, eps, cos, sin)
-        ctx.save_for_backward(x, weight, scale, cos, sin)
-        return y
+        queries, q_scale = native.head(q, width, q_weight, q_eps, cos, sin)
+        keys, k_scale = native.head(k, width, k_weight, k_eps, cos, sin)
+        ctx.save_for_backward(q, q_weight, q_scale, k, k_weight, k_scale, cos, sin)
+        return queries, keys
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale, cos, sin = ctx.saved_tensors
-        dx, dweight = native.head_backward(x, weight, scale, cos, sin, grad.contiguous(), ctx.needs_input_grad[2])
-        return dx, None, dweight, None, None, None
+    def backward(ctx: Any, dqueries: Tensor, dkeys: Tensor) -> tuple[Tensor | None, ...]:
+        q, q_weight, q_scale, k, k_weight, k_scale, cos, sin = ctx.saved_tensors
+        needs = ctx.needs_input_grad[3:5]
+        dq, q_slope = native.head_backward(q, q_weight, q_scale, cos, sin, dqueries.contiguous(), needs[0])
+        dk, k_slope = native.head_backward(k, k_weight, k_scale, cos, sin, dkeys.contiguous(), needs[1])
+        return dq, dk, None, q_slope, k_slope, None, None, None, None
 
 
 class _RMSNorm(torch.autograd.Function):

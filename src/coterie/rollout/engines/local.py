@@ -337,7 +337,12 @@ def _cat(parts: list[Tensor]) -> Tensor:
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Eval mode (no dropout) inside; every module's own mode restored after."""
-    training = [module for module in model.modules() if module.training]
+    training, left = [], [model]
+    while left:  # modules() is a generator in a generator for every level, and this is done for every forward pass
+        module = left.pop()
+        if module.training:
+            training.append(module)
+        left += [child for child in module._modules.values() if child is not None]
     if training:
         model.eval()
     try:
