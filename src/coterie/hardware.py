@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 from pathlib import Path
 
 from coterie.errors import PolicyError
@@ -52,6 +53,7 @@ def reuse_freed_memory() -> None:
             library.mallopt(setting, value)
 
 
+@cache
 def intel() -> bool:
     """Whether Linux says that the processor is Intel's."""
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coterie.native import functions, pointer
-from coterie.policies import row_counts
+from coterie.policies.row_counts import output
 
 if TYPE_CHECKING:
     from coterie.policies.attention import Rule
@@ -70,7 +70,7 @@ def in_lines(x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> tuple[Tensor, Tensor]:
     """q [L,H,D], k and v [L,K,D] `in_lines` -> what attention found [L,H,D], and the logarithms of sums of exponentials
     [L,H]; anything where `rule` does not ask."""
-    out, log_sum = row_counts.empty(q, *q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    out, log_sum = output(q, *q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     packed = _packed(q, k, v, out, log_sum, layout, rule)
     _run(packed, layout, q)
     return out, log_sum
@@ -82,7 +82,7 @@ def attend_backward(
     """The gradients of q, k and v for that of `out`."""
     out, log_sum, grad = out.contiguous(), log_sum.contiguous(), grad.contiguous()
     packed = _packed(q, k, v, out, log_sum, layout, rule)
-    found = row_counts.empty(q, *q.shape), row_counts.empty(k, *k.shape), row_counts.empty(v, *v.shape)
+    found = output(q, *q.shape), output(k, *k.shape), output(v, *v.shape)
     packed.grad, packed.backward = grad.data_ptr(), 1
     packed.dq, packed.dk, packed.dv = (x.data_ptr() for x in found)
     _run(packed, layout, q)

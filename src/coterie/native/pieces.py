@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coterie.native import functions, pointer
-from coterie.policies import row_counts
+from coterie.policies.row_counts import output
 
 PIECE = 128
 """As in `train.c`."""
@@ -37,8 +37,8 @@ def suits(*tensors: Tensor | None) -> bool:
 def norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """x [n,H] over its root mean square, times weight [H]; what x was multiplied by [n]; and x. Where something is
     `added` [n,H], x is their sum."""
-    y, scale = row_counts.empty(x, *x.shape), x.new_empty(len(x), dtype=torch.float32)
-    total = x if added is None else row_counts.empty(x, *x.shape)
+    y, scale = output(x, *x.shape), x.new_empty(len(x), dtype=torch.float32)
+    total = x if added is None else output(x, *x.shape)
     _do(x).norm(
         _threads(), *x.shape, x.stride(0), x.data_ptr(), pointer(added), total.data_ptr(), weight.data_ptr(), eps,
         y.data_ptr(), scale.data_ptr(),
@@ -50,12 +50,12 @@ def norm_backward(
     x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, needs_weight: bool, plus: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of x [n,H], and `plus` [n,H], and of weight [H], if asked."""
-    dx, pieces = row_counts.empty(grad, *x.shape), _pieces(x, x.shape[1]) if needs_weight else None
+    dx, (pieces, dweight) = output(grad, *x.shape), _pieces(x, x.shape[1]) if needs_weight else (None, None)
     _do(x).norm_backward(
         _threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), grad.data_ptr(),
-        pointer(plus), dx.data_ptr(), pointer(pieces),
+        pointer(plus), dx.data_ptr(), pointer(pieces), pointer(dweight),
     )  # fmt: skip
-    return dx, None if pieces is None else pieces.sum(0).to(x.dtype)
+    return dx, dweight
 
 
 def head(
@@ -84,17 +84,17 @@ def head_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of x [n,h*dim] and of weight [dim], if asked, for grad [n,h,dim]."""
     n, heads, dim = grad.shape
-    dx, pieces = row_counts.empty(grad, n, heads * dim), _pieces(x, dim) if needs_weight else None
+    dx, (pieces, dweight) = output(grad, n, heads * dim), _pieces(x, dim) if needs_weight else (None, None)
     _do(x).head_backward(
         _threads(), n, heads, dim, x.stride(0), x.data_ptr(), pointer(weight), pointer(scale), cos.data_ptr(),
-        sin.data_ptr(), grad.data_ptr(), dx.data_ptr(), pointer(pieces),
+        sin.data_ptr(), grad.data_ptr(), dx.data_ptr(), pointer(pieces), pointer(dweight),
     )  # fmt: skip
-    return dx, None if pieces is None else pieces.sum(0).to(x.dtype)
+    return dx, dweight
 
 
 def gate(gates: Tensor, ups: Tensor) -> Tensor:
     """silu(gates) * ups, [n,F]"""
-    out = row_counts.empty(gates, *gates.shape)
+    out = output(gates, *gates.shape)
     _do(gates).gate(
         _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), out.data_ptr()
     )
@@ -103,7 +103,7 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
 
 def gate_backward(gates: Tensor, ups: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """silu(gates) * ups again; for its gradient `slope`, whose memory is used, those of gates and ups. [n,F] each"""
-    out, dgates = torch.empty_like(slope), row_counts.empty(slope, *slope.shape)
+    out, dgates = torch.empty_like(slope), output(slope, *slope.shape)
     _do(gates).gate_backward(
         _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), slope.data_ptr(),
         out.data_ptr(), dgates.data_ptr(),
@@ -111,8 +111,9 @@ def gate_backward(gates: Tensor, ups: Tensor, slope: Tensor) -> tuple[Tensor, Te
     return out, dgates, slope
 
 
-def _pieces(x: Tensor, width: int) -> Tensor:
-    return x.new_empty(-(-len(x) // PIECE), width, dtype=torch.float32)
+def _pieces(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """What each piece of rows adds to the gradient of a weight [width], and that gradient."""
+    return x.new_empty(-(-len(x) // PIECE), width, dtype=torch.float32), x.new_empty(width)
 
 
 def _do(x: Tensor) -> Any:
@@ -127,10 +128,10 @@ def declare(do: ctypes.CDLL) -> None:
     """The types of the functions."""
     rows: list[Any] = [c_int, c_int64, c_int64, c_int64]
     do.norm.argtypes = [*rows, *[c_void_p] * 4, c_float, c_void_p, c_void_p]
-    do.norm_backward.argtypes = [*rows, *[c_void_p] * 7]
+    do.norm_backward.argtypes = [*rows, *[c_void_p] * 8]
     heads: list[Any] = [*rows, c_int64, c_void_p, c_void_p]
     do.head.argtypes = [*heads, c_float, *[c_void_p] * 4]
-    do.head_backward.argtypes = [*heads, *[c_void_p] * 6]
+    do.head_backward.argtypes = [*heads, *[c_void_p] * 7]
     gates: list[Any] = [c_int, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_void_p]
     do.gate.argtypes, do.gate_backward.argtypes = gates, [*gates, c_void_p, c_void_p]
     for function in (do.norm, do.norm_backward, do.head, do.head_backward, do.gate, do.gate_backward):

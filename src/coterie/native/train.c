@@ -42,18 +42,27 @@ static inline void norm_back(int64_t width, const real *x, const real *weight, f
     }
 }
 
-/* dx of `norm`, with `plus` [n,width] where there is one, and dweight in pieces [(n + PIECE - 1) / PIECE, width], to be
- * summed; null: not asked for. */
+/* dweight [width] = the sum of what n rows gave in `pieces` [(n + PIECE - 1) / PIECE, width] */
+static void sum_pieces(int64_t n, int64_t width, const float *pieces, real *dweight) {
+    for (int64_t d = 0; d < width; d += LANES) {
+        v8 sum = all(0.0f);
+        for (int64_t piece = 0; piece < (n + PIECE - 1) / PIECE; piece++) sum += load(pieces + piece * width + d);
+        put(dweight + d, sum);
+    }
+}
+
+/* dx of `norm`, with `plus` [n,width] where there is one, and dweight [width], made in `pieces`; null: not asked for. */
 void norm_backward(int threads, int64_t n, int64_t width, int64_t stride, const real *x, const real *weight,
-                   const float *scale, const real *grad, const real *plus, real *dx, float *dweight) {
+                   const float *scale, const real *grad, const real *plus, real *dx, float *pieces, real *dweight) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t piece = 0; piece < (n + PIECE - 1) / PIECE; piece++) {
-        float *sum = dweight ? dweight + piece * width : NULL;
+        float *sum = pieces ? pieces + piece * width : NULL;
         if (sum) memset(sum, 0, width * sizeof(float));
         for (int64_t i = piece * PIECE; i < n && i < (piece + 1) * PIECE; i++)
             norm_back(width, x + i * stride, weight, scale[i], grad + i * width, plus ? plus + i * width : NULL,
                       dx + i * width, sum);
     }
+    if (dweight) sum_pieces(n, width, pieces, dweight);
 }
 
 /* Heads normed (where there is a weight [dim]), turned: x [n,heads,dim] in lines of `stride`, cos and
@@ -74,13 +83,13 @@ void head(int threads, int64_t n, int64_t heads, int64_t dim, int64_t stride, co
         }
 }
 
-/* The same backward; dweight in pieces [(n + PIECE - 1) / PIECE, dim] or null. */
+/* The same backward; dweight [dim] as in `norm_backward`. */
 void head_backward(int threads, int64_t n, int64_t heads, int64_t dim, int64_t stride, const real *x,
                    const real *weight, const float *scale, const real *cos, const real *sin,
-                   const real *grad, real *dx, float *dweight) {
+                   const real *grad, real *dx, float *pieces, real *dweight) {
     #pragma omp parallel for num_threads(threads) if (n * heads * dim > SMALL)
     for (int64_t piece = 0; piece < (n + PIECE - 1) / PIECE; piece++) {
-        float *sum = dweight ? dweight + piece * dim : NULL;
+        float *sum = pieces ? pieces + piece * dim : NULL;
         real z[WIDEST];
         if (sum) memset(sum, 0, dim * sizeof(float));
         for (int64_t i = piece * PIECE; i < n && i < (piece + 1) * PIECE; i++)
@@ -90,6 +99,7 @@ void head_backward(int threads, int64_t n, int64_t heads, int64_t dim, int64_t s
                 if (weight) norm_back(dim, x + i * stride + h * dim, weight, scale[i * heads + h], z, NULL, out, sum);
             }
     }
+    if (dweight) sum_pieces(n, dim, pieces, dweight);
 }
 
 /* out = silu(gate) up: gate and up [n,width] in lines of their strides. */

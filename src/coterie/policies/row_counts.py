@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from coterie.hardware import intel
+
 _FINEST = 8
 
 
@@ -26,6 +28,11 @@ def empty(like: Tensor, rows: int, *shape: int, dtype: torch.dtype | None = None
     """A new tensor [rows, *shape], and on a CPU memory behind it for a rounder number of rows."""
     room = rounded(rows) if like.device.type == "cpu" else rows
     return cut(like.new_empty(room, *shape, dtype=dtype), rows)
+
+
+def output(like: Tensor, *shape: int) -> Tensor:
+    """`empty` where what trains goes on to oneDNN: not in float32 on Intel's processors (see `products`)."""
+    return like.new_empty(shape) if like.dtype == torch.float32 and intel() else empty(like, *shape)
 
 
 def widened(x: Tensor) -> Tensor:
