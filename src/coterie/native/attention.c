@@ -198,10 +198,10 @@ INLINE void some_queries(const Packed *p, const Some *some, Seen *seen, int part
     }
 }
 
-#define ANSWER(dim)                                                              \
-    do {                                                                         \
+#define ANSWER(dim)                                                               \
+    do {                                                                          \
         if (some->lanes > WIDE) some_queries(p, some, seen, parts, dim, VECTORS); \
-        else if (some->lanes) some_queries(p, some, seen, parts, dim, 1);        \
+        else if (some->lanes) some_queries(p, some, seen, parts, dim, 1);         \
     } while (0)
 
 static void answer(const Packed *p, const Some *some, Seen *seen, int parts) {
