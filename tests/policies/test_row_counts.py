@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coterie.policies import products, row_counts
+from coterie.policies import row_counts
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import ModelSpec
 from coterie.policies.products import add_times, linear, times
@@ -20,7 +20,7 @@ DTYPES = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float64: 1e-14}
 @pytest.fixture(params=[True, False], ids=["oneDNN", "torch's own"])
 def either(request, monkeypatch):
     """Both libraries that float32 products may go to, whatever this processor takes."""
-    monkeypatch.setattr(products, "by_onednn", lambda: request.param)
+    monkeypatch.setattr(row_counts, "by_onednn", lambda: request.param)
 
 
 def normal(*shape, dtype=torch.float32, seed=0):
@@ -112,7 +112,7 @@ def test_gradients(dtype, either):
 
 def test_batches_of_many_lengths_multiply_few_numbers_of_rows(monkeypatch):
     policy = CausalLM.load(ModelSpec(init=TinySpec(family="llama", layers=1, width=32, heads=2, context=64)))
-    monkeypatch.setattr(products, "by_onednn", lambda: True)
+    monkeypatch.setattr(row_counts, "by_onednn", lambda: True)
     seen, lengths, multiply = set(), set(), torch.ops.mkldnn._linear_pointwise
 
     def counted(x, *args):

@@ -28,24 +28,23 @@
 #endif
 #endif
 
-/* Rows and columns of WIDE vectors exchanged: each round shuffles them as two halves of a pack of cards. */
+/* The first and the second half of a pack of cards that is shuffled: a and b, one of each in turn. */
+#if WIDE == 16
+#define FIRST(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define SECOND(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#else
+#define FIRST(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define SECOND(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#endif
+
+/* Rows and columns of WIDE vectors exchanged. */
 static inline void exchange(vec *x) {
-#if defined(SHUFFLES) && WIDE == 16
+#ifdef SHUFFLES
     vec y[WIDE];
-    for (int round = 0; round < 4; round++) {
-        for (int i = 0; i < 8; i++) {
-            y[2 * i] = __builtin_shufflevector(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
-                                                   15, 31);
-        }
-        for (int i = 0; i < WIDE; i++) x[i] = y[i];
-    }
-#elif defined(SHUFFLES)
-    vec y[WIDE];
-    for (int round = 0; round < 3; round++) {
-        for (int i = 0; i < 4; i++) {
-            y[2 * i] = __builtin_shufflevector(x[i], x[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
-            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    for (int round = 1; round < WIDE; round *= 2) {
+        for (int i = 0; i < WIDE / 2; i++) {
+            y[2 * i] = FIRST(x[i], x[i + WIDE / 2]);
+            y[2 * i + 1] = SECOND(x[i], x[i + WIDE / 2]);
         }
         for (int i = 0; i < WIDE; i++) x[i] = y[i];
     }
@@ -59,25 +58,17 @@ static inline void exchange(vec *x) {
 #endif
 }
 
-/* The sum of each of WIDE vectors: each round adds them up as two halves of a pack of cards. */
+/* The sum of each of WIDE vectors, which are overwritten. */
 static inline vec sums_of(vec *x) {
-    vec sum;
-#if defined(SHUFFLES)
+#ifdef SHUFFLES
     for (int half = WIDE / 2; half; half /= 2)
-        for (int i = 0; i < half; i++)
-#if WIDE == 16
-            x[i] = __builtin_shufflevector(x[i], x[i + half], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23) +
-                   __builtin_shufflevector(x[i], x[i + half], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30,
-                                           15, 31);
+        for (int i = 0; i < half; i++) x[i] = FIRST(x[i], x[i + half]) + SECOND(x[i], x[i + half]);
+    return x[0];
 #else
-            x[i] = __builtin_shufflevector(x[i], x[i + half], 0, 8, 1, 9, 2, 10, 3, 11) +
-                   __builtin_shufflevector(x[i], x[i + half], 4, 12, 5, 13, 6, 14, 7, 15);
-#endif
-    sum = x[0];
-#else
+    vec sum;
     for (int i = 0; i < WIDE; i++) sum[i] = sum_ofv(x[i]);
-#endif
     return sum;
+#endif
 }
 
 /* to[d][v] = the d-th of each row, a lane each: rows [WIDE vectors,dim] */

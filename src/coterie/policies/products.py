@@ -6,14 +6,12 @@ and faster on those that are (`python -m bench gemm`).
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from coterie.hardware import intel
 from coterie.policies import replay, row_counts
 
 
@@ -24,7 +22,7 @@ def times(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
     if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16):
         out = x @ weight.mT
         return out if plus is None else out.add_(plus)
-    if x.dtype == torch.float32 and not by_onednn():
+    if x.dtype == torch.float32 and not row_counts.by_onednn():
         return x @ weight.mT if plus is None else plus.addmm_(x, weight.mT)
     wide = row_counts.widened(x)
     if x.dtype == torch.float32:
@@ -36,12 +34,6 @@ def times(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
         return row_counts.cut(out, x.shape[0])
     out = row_counts.cut(wide @ weight.mT, x.shape[0])
     return out if plus is None else out.add_(plus)
-
-
-@cache
-def by_onednn() -> bool:
-    """Whether products in float32 go to oneDNN."""
-    return torch.backends.mkldnn.is_available() and not intel()
 
 
 def add_times(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

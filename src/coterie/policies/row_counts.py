@@ -8,6 +8,8 @@ last of them is anything, and no row of a product depends on another.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -30,9 +32,15 @@ def empty(like: Tensor, rows: int, *shape: int, dtype: torch.dtype | None = None
     return cut(like.new_empty(room, *shape, dtype=dtype), rows)
 
 
+@cache
+def by_onednn() -> bool:
+    """Whether products in float32 go to oneDNN (see `products`)."""
+    return torch.backends.mkldnn.is_available() and not intel()
+
+
 def output(like: Tensor, *shape: int) -> Tensor:
-    """`empty` where what trains goes on to oneDNN: not in float32 on Intel's processors (see `products`)."""
-    return like.new_empty(shape) if like.dtype == torch.float32 and intel() else empty(like, *shape)
+    """`empty` for what goes on to products, where these go to oneDNN."""
+    return like.new_empty(shape) if like.dtype == torch.float32 and not by_onednn() else empty(like, *shape)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from coterie.policies import products
+from coterie.policies import row_counts
 from coterie.policies.causal_lm import CausalLM
 from coterie.policies.loading import LoraSpec, ModelSpec
 from coterie.policies.shared_prefix import SharedPrefix
@@ -181,7 +181,7 @@ def test_stretches_nobody_continues_are_let_go():
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("adapted", [False, True])
 def test_packed_weights_follow_the_weights(adapted, onednn, monkeypatch):
-    monkeypatch.setattr(products, "by_onednn", lambda: onednn)
+    monkeypatch.setattr(row_counts, "by_onednn", lambda: onednn)
     policy = CausalLM.load(
         ModelSpec(init=TinySpec(family="qwen3", vocabulary="abcdefgh"), lora=LoraSpec(r=2) if adapted else None)
     )
@@ -204,7 +204,7 @@ def test_packed_weights_follow_the_weights(adapted, onednn, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_matrices_side_by_side(dtype, biased, onednn, monkeypatch):
     """By either library, with and without a scale and biases (those of Qwen2's queries, keys and values)."""
-    monkeypatch.setattr(products, "by_onednn", lambda: onednn)
+    monkeypatch.setattr(row_counts, "by_onednn", lambda: onednn)
     torch.manual_seed(0)
     parts = [(torch.randn(n, 24).to(dtype), torch.randn(n).to(dtype) if biased else None) for n in (16, 8)]
     x, scale = torch.randn(5, 24).to(dtype), torch.randn(24).to(dtype)

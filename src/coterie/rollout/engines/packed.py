@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from coterie.policies import products, replay, row_counts
+from coterie.policies import replay, row_counts
 from coterie.policies.llama import Layer, Linear, Llama, Norm, rotate
 
 Affine = tuple[Tensor, Tensor | None]
@@ -164,7 +164,7 @@ class _Product:
         self.first = parts[0][0]
         self.bias = None if parts[0][1] is None else torch.cat([b for _, b in parts if b is not None])
         self.width, self.multiply = len(weight), torch.ops.mkldnn._linear_pointwise
-        self.plain = weight.dtype == torch.float32 and weight.numel() <= _SMALL and not products.by_onednn()
+        self.plain = weight.dtype == torch.float32 and weight.numel() <= _SMALL and not row_counts.by_onednn()
         self.packed = weight.T.contiguous() if self.plain else torch.ops.mkldnn._reorder_linear_weight(weight, 32)
 
     def __call__(self, x: Tensor) -> Tensor:
