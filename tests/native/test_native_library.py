@@ -73,7 +73,7 @@ def test_built_once_and_found_again(cache, compiler, tmp_path):
     assert (tmp_path / "calls").read_text() == "\n"
     gates = torch.linspace(-3, 3, 16).view(1, 16)
     out = torch.empty_like(gates)
-    library.gate(1, 1, 16, gates.data_ptr(), 16, gates.data_ptr(), 16, out.data_ptr())
+    library.gate(1, 1, 16, *map(pieces._lines, (gates, gates, out)))
     torch.testing.assert_close(out, torch.nn.functional.silu(gates) * gates)
 
 
@@ -88,7 +88,7 @@ def test_each_type_has_a_library_and_others_none(cache, compiler):
     assert not pieces.suits(torch.zeros(2, 8, device="meta")) and len(names(cache)) == 1  # nor where it is of no use
     gates = torch.linspace(-3, 3, 16).bfloat16().view(1, 16)
     out = torch.full((1, 24), 7.0, dtype=torch.bfloat16)
-    library.gate(1, 1, 16, gates.data_ptr(), 16, gates.data_ptr(), 16, out.data_ptr())
+    library.gate(1, 1, 16, *map(pieces._lines, (gates, gates, out)))
     want = torch.nn.functional.silu(gates.float()) * gates.float()
     torch.testing.assert_close(out[:, :16].float(), want, rtol=2**-8, atol=0)
     assert bool((out[:, 16:] == 7.0).all())  # of its own width, not of another type's

@@ -76,7 +76,7 @@ def gradients(function, grad, *inputs):
 @pytest.mark.parametrize("rows", ROWS)
 def test_norm(rows, width, dtype):
     x, weight = columns(3 * normal(rows, width, dtype=dtype)), 1 + normal(width, seed=1, dtype=dtype)
-    grad = normal(rows, width, seed=2, dtype=dtype)
+    grad = columns(normal(rows, width, seed=2, dtype=dtype))
     want, dx, dweight = gradients(normed, grad, x, weight)
     assert native.suits(x, weight)
     y, scale, _ = native.norm(x, weight, EPS)
@@ -96,7 +96,8 @@ def test_norm(rows, width, dtype):
 def test_a_sum_and_its_norm(rows, width, dtype):
     """Together they are the one and then the other, forward and backward."""
     x, y = columns(normal(rows, width, dtype=dtype)), normal(rows, width, seed=3, dtype=dtype)
-    weight, grads = 1 + normal(width, seed=1, dtype=dtype), [normal(rows, width, seed=i, dtype=dtype) for i in (2, 4)]
+    weight = 1 + normal(width, seed=1, dtype=dtype)
+    grads = [columns(normal(rows, width, seed=i, dtype=dtype)) for i in (2, 4)]
     made, scale, total = native.norm(x, weight, EPS, y)
     assert torch.equal(total, x + y)
     for mine, its in zip((made, scale), native.norm(total, weight, EPS)[:2], strict=True):
@@ -159,7 +160,7 @@ def test_gate(rows, width, dtype):
     want, dgates, dups = gradients(gated, grad, gates, ups)
     before = gates.clone(), ups.clone()
     close(native.gate(gates, ups), want, dtype)
-    back = native.gate_backward(gates, ups, grad.clone())
+    back = native.gate_backward(gates, ups, columns(grad))
     for got, its in zip(back, (want, dgates, dups), strict=True):
         close(got, its, dtype)
     assert torch.equal(gates, before[0]) and torch.equal(ups, before[1])

@@ -131,3 +131,39 @@ def test_batches_of_many_lengths_multiply_few_numbers_of_rows(monkeypatch):
         lengths.add(int(made["mask"].sum()) + sum(len(p.tokens) for p in prompts))
         policy.score(made)["logp"].sum().backward()
     assert seen and len(lengths) > 8 and all(n < 16 or n % 8 == 0 for n in seen)
+
+
+def test_lines_that_would_take_each_others_place_in_caches_do_not_touch(monkeypatch):
+    like = torch.empty(0)
+    for onednn, dtype, width, stride in (
+        (False, torch.float32, 512, 528),
+        (False, torch.float32, 24, 24),
+        (False, torch.bfloat16, 512, 512),
+        (True, torch.float32, 512, 512),
+    ):
+        monkeypatch.setattr(row_counts, "by_onednn", lambda onednn=onednn: onednn)
+        made = row_counts.spaced(like.to(dtype), 5, width)
+        assert made.shape == (5, width) and made.stride() == (stride, 1) and made.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_whose_lines_do_not_touch(dtype, either):
+    x, weight = normal(100, 24, dtype=dtype), normal(256, 24, dtype=dtype, seed=1)
+    made = times(x, weight, spaced=True)
+    torch.testing.assert_close(made, times(x, weight))
+    torch.testing.assert_close(add_times(None, made, x), add_times(None, made.contiguous(), x))
+
+
+def test_gradients_of_layers_whose_lines_do_not_touch(monkeypatch):
+    """A width that makes room between lines, in all that goes back through a layer."""
+    policy = CausalLM.load(ModelSpec(init=TinySpec(family="qwen3", layers=2, width=256, heads=2, context=64)))
+    prompts = [Prompt((1, *range(3, 9 + i)), {}, i) for i in range(3)]
+    made = policy.rollout(prompts, [[0, 1, 2]] * 3, Sampling(max_tokens=20))
+    found = []
+    for onednn in (True, False):
+        monkeypatch.setattr(row_counts, "by_onednn", lambda onednn=onednn: onednn)
+        policy.model.zero_grad()
+        policy.score(made)["logp"].sum().backward()
+        found.append({name: p.grad.clone() for name, p in policy.model.named_parameters()})
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max()), msg=name)

@@ -10,11 +10,20 @@ import torch
 from torch import Tensor
 
 from coterie.native import functions, pointer
-from coterie.policies.row_counts import output
+from coterie.policies.row_counts import output, spaced
 
 PIECE = 128
 """As in `train.c`."""
 WIDEST = 256
+
+
+class _Lines(ctypes.Structure):
+    _fields_ = (("at", c_void_p), ("stride", c_int64))
+
+
+def in_lines(x: Tensor) -> Tensor:
+    """x [n,width] with each row in order; the rows may lie apart."""
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def suits(*tensors: Tensor | None) -> bool:
@@ -49,11 +58,11 @@ def norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None) -> 
 def norm_backward(
     x: Tensor, weight: Tensor, scale: Tensor, grad: Tensor, needs_weight: bool, plus: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of x [n,H], and `plus` [n,H], and of weight [H], if asked."""
-    dx, (pieces, dweight) = output(grad, *x.shape), _pieces(x, x.shape[1]) if needs_weight else (None, None)
+    """The gradients of x [n,H], and `plus` [n,H], and of weight [H], if asked. x, grad and plus are `in_lines`."""
+    dx, (pieces, dweight) = spaced(grad, *x.shape), _pieces(x, x.shape[1]) if needs_weight else (None, None)
     _do(x).norm_backward(
-        _threads(), *x.shape, x.stride(0), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), grad.data_ptr(),
-        pointer(plus), dx.data_ptr(), pointer(pieces), pointer(dweight),
+        _threads(), *x.shape, _lines(x), weight.data_ptr(), scale.data_ptr(), *map(_lines, (grad, plus, dx)),
+        pointer(pieces), pointer(dweight),
     )  # fmt: skip
     return dx, dweight
 
@@ -84,31 +93,30 @@ def head_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of x [n,h*dim] and of weight [dim], if asked, for grad [n,h,dim]."""
     n, heads, dim = grad.shape
-    dx, (pieces, dweight) = output(grad, n, heads * dim), _pieces(x, dim) if needs_weight else (None, None)
+    dx, (pieces, dweight) = spaced(grad, n, heads * dim), _pieces(x, dim) if needs_weight else (None, None)
     _do(x).head_backward(
         _threads(), n, heads, dim, x.stride(0), x.data_ptr(), pointer(weight), pointer(scale), cos.data_ptr(),
-        sin.data_ptr(), grad.data_ptr(), dx.data_ptr(), pointer(pieces), pointer(dweight),
+        sin.data_ptr(), grad.data_ptr(), dx.data_ptr(), dx.stride(0), pointer(pieces), pointer(dweight),
     )  # fmt: skip
     return dx, dweight
 
 
 def gate(gates: Tensor, ups: Tensor) -> Tensor:
     """silu(gates) * ups, [n,F]"""
-    out = output(gates, *gates.shape)
-    _do(gates).gate(
-        _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), out.data_ptr()
-    )
+    out = spaced(gates, *gates.shape)
+    _do(gates).gate(_threads(), *gates.shape, *map(_lines, (gates, ups, out)))
     return out
 
 
 def gate_backward(gates: Tensor, ups: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """silu(gates) * ups again; for its gradient `slope`, whose memory is used, those of gates and ups. [n,F] each"""
-    out, dgates = torch.empty_like(slope), output(slope, *slope.shape)
-    _do(gates).gate_backward(
-        _threads(), *gates.shape, gates.data_ptr(), gates.stride(0), ups.data_ptr(), ups.stride(0), slope.data_ptr(),
-        out.data_ptr(), dgates.data_ptr(),
-    )  # fmt: skip
+    out, dgates = (spaced(slope, *slope.shape) for _ in range(2))
+    _do(gates).gate_backward(_threads(), *gates.shape, *map(_lines, (gates, ups, slope, out, dgates)))
     return out, dgates, slope
+
+
+def _lines(x: Tensor | None) -> _Lines:
+    return _Lines(None, 0) if x is None else _Lines(x.data_ptr(), x.stride(0))
 
 
 def _pieces(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -128,11 +136,13 @@ def declare(do: ctypes.CDLL) -> None:
     """The types of the functions."""
     rows: list[Any] = [c_int, c_int64, c_int64, c_int64]
     do.norm.argtypes = [*rows, *[c_void_p] * 4, c_float, c_void_p, c_void_p]
-    do.norm_backward.argtypes = [*rows, *[c_void_p] * 8]
+    do.norm_backward.argtypes = [
+        *rows[:3], _Lines, c_void_p, c_void_p, _Lines, _Lines, _Lines, c_void_p, c_void_p,
+    ]  # fmt: skip
     heads: list[Any] = [*rows, c_int64, c_void_p, c_void_p]
     do.head.argtypes = [*heads, c_float, *[c_void_p] * 4]
-    do.head_backward.argtypes = [*heads, *[c_void_p] * 7]
-    gates: list[Any] = [c_int, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_void_p]
-    do.gate.argtypes, do.gate_backward.argtypes = gates, [*gates, c_void_p, c_void_p]
+    do.head_backward.argtypes = [*heads, *[c_void_p] * 5, c_int64, c_void_p, c_void_p]
+    gates: list[Any] = [c_int, c_int64, c_int64]
+    do.gate.argtypes, do.gate_backward.argtypes = [*gates, *[_Lines] * 3], [*gates, *[_Lines] * 5]
     for function in (do.norm, do.norm_backward, do.head, do.head_backward, do.gate, do.gate_backward):
         function.restype = None

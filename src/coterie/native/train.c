@@ -6,6 +6,9 @@
 #define PIECE 128
 #define WIDEST 256 /* head */
 
+/* A tensor [n,width] in lines of its stride. */
+typedef struct { real *at; int64_t stride; } Lines;
+
 /* y = x / sqrt(mean(x^2) + eps) * weight, and that factor of x: x [n,width] in lines of `stride`. Where something is
  * `added` [n,width], x is their `sum` [n,width]. */
 void norm(int threads, int64_t n, int64_t width, int64_t stride, const real *x, const real *added, real *sum,
@@ -51,16 +54,16 @@ static void sum_pieces(int64_t n, int64_t width, const float *pieces, real *dwei
     }
 }
 
-/* dx of `norm`, with `plus` [n,width] where there is one, and dweight [width], made in `pieces`; null: not asked for. */
-void norm_backward(int threads, int64_t n, int64_t width, int64_t stride, const real *x, const real *weight,
-                   const float *scale, const real *grad, const real *plus, real *dx, float *pieces, real *dweight) {
+/* dx of `norm`, with `plus` where there is one, and dweight [width], made in `pieces`; null: not asked for. */
+void norm_backward(int threads, int64_t n, int64_t width, Lines x, const real *weight, const float *scale, Lines grad,
+                   Lines plus, Lines dx, float *pieces, real *dweight) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t piece = 0; piece < (n + PIECE - 1) / PIECE; piece++) {
         float *sum = pieces ? pieces + piece * width : NULL;
         if (sum) memset(sum, 0, width * sizeof(float));
         for (int64_t i = piece * PIECE; i < n && i < (piece + 1) * PIECE; i++)
-            norm_back(width, x + i * stride, weight, scale[i], grad + i * width, plus ? plus + i * width : NULL,
-                      dx + i * width, sum);
+            norm_back(width, x.at + i * x.stride, weight, scale[i], grad.at + i * grad.stride,
+                      plus.at ? plus.at + i * plus.stride : NULL, dx.at + i * dx.stride, sum);
     }
     if (dweight) sum_pieces(n, width, pieces, dweight);
 }
@@ -83,10 +86,10 @@ void head(int threads, int64_t n, int64_t heads, int64_t dim, int64_t stride, co
         }
 }
 
-/* The same backward; dweight [dim] as in `norm_backward`. */
+/* The same backward: dx in lines of `dx_stride`; dweight [dim] as in `norm_backward`. */
 void head_backward(int threads, int64_t n, int64_t heads, int64_t dim, int64_t stride, const real *x,
                    const real *weight, const float *scale, const real *cos, const real *sin,
-                   const real *grad, real *dx, float *pieces, real *dweight) {
+                   const real *grad, real *dx, int64_t dx_stride, float *pieces, real *dweight) {
     #pragma omp parallel for num_threads(threads) if (n * heads * dim > SMALL)
     for (int64_t piece = 0; piece < (n + PIECE - 1) / PIECE; piece++) {
         float *sum = pieces ? pieces + piece * dim : NULL;
@@ -94,7 +97,7 @@ void head_backward(int threads, int64_t n, int64_t heads, int64_t dim, int64_t s
         if (sum) memset(sum, 0, dim * sizeof(float));
         for (int64_t i = piece * PIECE; i < n && i < (piece + 1) * PIECE; i++)
             for (int64_t h = 0; h < heads; h++) {
-                real *out = dx + (i * heads + h) * dim, *to = weight ? z : out;
+                real *out = dx + i * dx_stride + h * dim, *to = weight ? z : out;
                 turn(dim, grad + (i * heads + h) * dim, cos + i * dim, sin + i * dim, -1.0f, to);
                 if (weight) norm_back(dim, x + i * stride + h * dim, weight, scale[i * heads + h], z, NULL, out, sum);
             }
@@ -102,12 +105,11 @@ void head_backward(int threads, int64_t n, int64_t heads, int64_t dim, int64_t s
     if (dweight) sum_pieces(n, dim, pieces, dweight);
 }
 
-/* out = silu(gate) up: gate and up [n,width] in lines of their strides. */
-void gate(int threads, int64_t n, int64_t width, const real *gates, int64_t gate_stride, const real *ups,
-          int64_t up_stride, real *out) {
+/* out = silu(gates) ups */
+void gate(int threads, int64_t n, int64_t width, Lines gates, Lines ups, Lines out) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t i = 0; i < n; i++)
-        gate_row(width, gates + i * gate_stride, ups + i * up_stride, out + i * width);
+        gate_row(width, gates.at + i * gates.stride, ups.at + i * ups.stride, out.at + i * out.stride);
 }
 
 #define GATE_BACK(v, get, put, sigmoid, all)                                            \
@@ -127,10 +129,10 @@ static inline void gate_back_row(int64_t width, const real *gates, const real *u
 }
 
 /* Of `gate`: its output once more, and from the output's gradient `slope`, which becomes that of ups, that of gates. */
-void gate_backward(int threads, int64_t n, int64_t width, const real *gates, int64_t gate_stride, const real *ups,
-                   int64_t up_stride, real *slope, real *out, real *dgates) {
+void gate_backward(int threads, int64_t n, int64_t width, Lines gates, Lines ups, Lines slope, Lines out,
+                   Lines dgates) {
     #pragma omp parallel for num_threads(threads) if (n * width > SMALL)
     for (int64_t i = 0; i < n; i++)
-        gate_back_row(width, gates + i * gate_stride, ups + i * up_stride, slope + i * width, out + i * width,
-                      dgates + i * width);
+        gate_back_row(width, gates.at + i * gates.stride, ups.at + i * ups.stride, slope.at + i * slope.stride,
+                      out.at + i * out.stride, dgates.at + i * dgates.stride);
 }

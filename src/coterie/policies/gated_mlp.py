@@ -60,7 +60,7 @@ class _GatedMLP(torch.autograd.Function):
         sums: list[Tensor | None] = [None] * 3
         for number, (rows, slope) in enumerate(zip(x.split(size), grad.split(size), strict=True)):
             gates, values = kept[2 * number : 2 * number + 2]
-            made, dgates, dvalues = _gate_backward(gates, values, times(slope, down.T))
+            made, dgates, dvalues = _gate_backward(gates, values, times(slope, down.T, spaced=True))
             for i, (a, b) in enumerate(((dgates, rows), (dvalues, rows), (slope, made))):
                 if ctx.needs_input_grad[1 + i]:
                     sums[i] = add_times(sums[i], a, b)

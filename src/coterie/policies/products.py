@@ -15,15 +15,19 @@ from torch.autograd.function import once_differentiable
 from coterie.policies import replay, row_counts
 
 
-def times(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
-    """x [L,I] times the transpose of weight [O,I], and `plus` [L,O] -> [L,O]. `plus`'s memory may be used. Not
-    differentiable.
+def times(x: Tensor, weight: Tensor, plus: Tensor | None = None, spaced: bool = False) -> Tensor:
+    """x [L,I] times the transpose of weight [O,I], and `plus` [L,O] -> [L,O]. `plus`'s memory may be used. What is made
+    may have lines that do not touch, if asked to be `spaced` for another product. Not differentiable.
     """
     if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16):
         out = x @ weight.mT
         return out if plus is None else out.add_(plus)
     if x.dtype == torch.float32 and not row_counts.by_onednn():
-        return x @ weight.mT if plus is None else plus.addmm_(x, weight.mT)
+        if plus is not None:
+            return plus.addmm_(x, weight.mT)
+        if spaced:
+            return torch.mm(x, weight.mT, out=row_counts.spaced(x, len(x), len(weight)))
+        return x @ weight.mT
     wide = row_counts.widened(x)
     if x.dtype == torch.float32:
         multiply = torch.ops.mkldnn._linear_pointwise
