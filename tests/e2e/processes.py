@@ -18,15 +18,15 @@ CONTEXT.set_forkserver_preload(["tests.e2e.warm"])
 
 
 class Command:
-    """`coterie ARGS`, under way."""
+    """`coterie ARGS`, under way. Curves are a dot, as in the tests' own process, or the `picture` itself."""
 
-    def __init__(self, *args: str) -> None:
+    def __init__(self, *args: str, picture: bool = False) -> None:
         file, name = tempfile.mkstemp()
         os.close(file)
         self.said = Path(name)
         """What it printed."""
         weakref.finalize(self, os.unlink, name)
-        self._process = CONTEXT.Process(target=_run, args=(args, str(self.said)))
+        self._process = CONTEXT.Process(target=_run, args=(args, str(self.said), picture))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -44,9 +44,13 @@ class Command:
         self._process.join()
 
 
-def _run(args: tuple[str, ...], said: str) -> None:
+def _run(args: tuple[str, ...], said: str, picture: bool) -> None:
     from coterie.cli import main
+    from coterie.observe import curves
+    from tests.pictures import dot
 
+    if not picture:
+        curves.render = dot
     file = os.open(said, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -54,9 +58,9 @@ def _run(args: tuple[str, ...], said: str) -> None:
     main()
 
 
-def finish(*args: str) -> None:
+def finish(*args: str, picture: bool = False) -> None:
     """Run it to its end, which must be a good one."""
-    command = Command(*args)
+    command = Command(*args, picture=picture)
     assert command.wait(120) == 0, command.said.read_text()
 
 
