@@ -4,6 +4,7 @@ and may be killed.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -11,10 +12,12 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.e2e.warm"])
+ROOT = Path(__file__).parents[2]
 
 
 class Command:
@@ -26,6 +29,8 @@ class Command:
         self.said = Path(name)
         """What it printed."""
         weakref.finalize(self, os.unlink, name)
+        with contextlib.chdir(ROOT):  # elsewhere the server finds nothing to import, says nothing, and each is slow
+            ensure_running()
         self._process = CONTEXT.Process(target=_run, args=(args, str(self.said), picture))
         self._process.start()
         assert self._process.pid is not None
