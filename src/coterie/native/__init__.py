@@ -91,3 +91,8 @@ def _processor() -> str:
 
 def pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
+
+
+def in_lines(x: Tensor) -> Tensor:
+    """x [n,...] with each row in order; the rows may lie apart."""
+    return x if x[:1].is_contiguous() else x.contiguous()

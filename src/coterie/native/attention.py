@@ -62,11 +62,6 @@ def suits(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> bool:
     )
 
 
-def in_lines(x: Tensor) -> Tensor:
-    """x [L,h,D] with each token's heads in order; the tokens may lie apart."""
-    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> tuple[Tensor, Tensor]:
     """q [L,H,D], k and v [L,K,D] `in_lines` -> what attention found [L,H,D], and the logarithms of sums of exponentials
     [L,H]; anything where `rule` does not ask."""

@@ -21,11 +21,6 @@ class _Lines(ctypes.Structure):
     _fields_ = (("at", c_void_p), ("stride", c_int64))
 
 
-def in_lines(x: Tensor) -> Tensor:
-    """x [n,width] with each row in order; the rows may lie apart."""
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
 def suits(*tensors: Tensor | None) -> bool:
     """Whether the compiled functions are there and take these: on a CPU, all float32 or all bfloat16, the last
     dimension in order and a multiple of eight wide.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from coterie.native import in_lines
 from coterie.native import pieces as native
 from coterie.policies import replay
 from coterie.policies.attention import Attention, Rule
@@ -315,7 +316,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         if ctx.compiled:
-            return *native.norm_backward(x, weight, scale, native.in_lines(grad), ctx.needs_input_grad[1]), None
+            return *native.norm_backward(x, weight, scale, in_lines(grad), ctx.needs_input_grad[1]), None
         wide = scale.dtype
         unit = x.to(wide) * scale
         grad, factor = grad.to(wide), weight.to(wide)
@@ -340,6 +341,6 @@ class _AddedNorm(torch.autograd.Function):
     def backward(ctx: Any, dtotal: Tensor, dnormed: Tensor) -> tuple[Tensor | None, ...]:
         total, weight, scale = ctx.saved_tensors
         dx, dweight = native.norm_backward(
-            total, weight, scale, native.in_lines(dnormed), ctx.needs_input_grad[2], native.in_lines(dtotal)
+            total, weight, scale, in_lines(dnormed), ctx.needs_input_grad[2], in_lines(dtotal)
         )
         return dx, dx, dweight, None

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from coterie.native import attention as native
+from coterie.native import in_lines
 from coterie.policies.attention import Rule
 
 
@@ -115,7 +116,7 @@ def two_part_attention(
 def attend_once(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: Rule) -> Attended:
     """As `two_part_attention`, without gradient."""
     if native.suits(q, k, v, layout, rule):
-        q, k, v = map(native.in_lines, (q, k, v))
+        q, k, v = map(in_lines, (q, k, v))
         return Attended(*native.attend(q, k, v, layout, rule))
     q, k, v = _in_slots(q, k, v, layout, rule)
     out, log_sum = _attend(q, k, v, layout, rule)
@@ -247,7 +248,7 @@ class _TwoPart(torch.autograd.Function):
     ) -> Tensor:
         ctx.layout, ctx.rule, ctx.native = layout, rule, native.suits(q, k, v, layout, rule)
         if ctx.native:
-            q, k, v = map(native.in_lines, (q, k, v))
+            q, k, v = map(in_lines, (q, k, v))
             out, log_sum = native.attend(q, k, v, layout, rule) if known is None else known
             ctx.save_for_backward(q, k, v, out, log_sum)
             return out
