@@ -22,7 +22,7 @@ from coterie.reductions import last_decision
 from coterie.rollouts import Rollouts
 from coterie.run import Run
 from coterie.sampling import of_step
-from coterie.streams import stream
+from coterie.streams import streams
 from coterie.wiring import wanted
 from coterie.workers import gather_metrics, gather_rollouts
 
@@ -162,8 +162,8 @@ def complete(
 ) -> Rollouts:
     """Groups that answer these prompts, as the strategy makes them; `keys` begin their random streams."""
     s, each = run.settings, run.settings.rollout.group_size
-    prompts = [run.prompt(index) for index in indices]
-    seeds = [[stream(s.seed, "rollout", *key, k) for k in range(each)] for key in keys]
+    prompts = run.prompts(indices)
+    seeds = [streams(each, s.seed, "rollout", *key) for key in keys]
     entropy = "entropy_old" in wanted(run.recipe, "roll out")
     ahead = run.rewards.ahead
 

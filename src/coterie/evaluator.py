@@ -18,7 +18,7 @@ from coterie.rollouts import Prompt, Rollouts, Sampling
 from coterie.sampling import held_out as held_out_spec
 from coterie.sampling import probe
 from coterie.sections import Settings
-from coterie.streams import stream
+from coterie.streams import stream, streams
 from coterie.tasks.base import Task
 from coterie.workers import Alone
 
@@ -122,7 +122,7 @@ def _evaluate_together(
         own: dict[str, list[tuple[bool, float]]] = {name: [] for name in policies}
         if mine := rows[share]:
             places = range(share.start, share.start + len(mine))
-            seeds = [[stream(settings.seed, "eval", i, k) for k in range(samples)] for i in places]
+            seeds = [streams(samples, settings.seed, "eval", i) for i in places]
             prompts = {name: prompts_for(policy, name, mine) for name, policy in policies.items()}
             for name, table in play_together(policies, prompts, seeds, sampling, world).items():
                 own[name] = [(e.success, e.total) for e in table.episodes if e.failed is None]
@@ -178,8 +178,9 @@ def complete(
     per_wave = max(WAVE // samples, 1)
     for start in range(0, len(rows), per_wave):
         some = rows[start : start + per_wave]
-        prompts = [Prompt(policy.encode(row["prompt"]), row) for row in some]
-        seeds = [[stream(seed, purpose, first + start + i, k) for k in range(samples)] for i in range(len(some))]
+        encoded = policy.encode_all([row["prompt"] for row in some])
+        prompts = [Prompt(ids, row) for ids, row in zip(encoded, some, strict=True)]
+        seeds = [streams(samples, seed, purpose, first + start + i) for i in range(len(some))]
         if world is None:
             parts.append(policy.rollout(prompts, seeds, sampling))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -143,13 +144,18 @@ class Run:
         return self.settings.rollout.max_tokens if self.task.latent is None else self.settings.denoise.steps
 
     def prompt(self, index: int) -> Prompt:
-        """Prompt `index` of the training set, encoded once while it is among the last ones asked for."""
-        if index not in self._prompts:
-            if len(self._prompts) >= _PROMPTS_KEPT:
-                self._prompts.clear()
-            row = self.task.train[index]
-            self._prompts[index] = Prompt(self.policy.encode(row["prompt"]), row, index)
-        return self._prompts[index]
+        """Prompt `index` of the training set."""
+        return self.prompts([index])[0]
+
+    def prompts(self, indices: Sequence[int]) -> list[Prompt]:
+        """These prompts of the training set, each encoded once while it is among the last ones asked for."""
+        if len(self._prompts) + len(indices) > _PROMPTS_KEPT:
+            self._prompts.clear()
+        fresh = [i for i in dict.fromkeys(indices) if i not in self._prompts]
+        rows = [self.task.train[i] for i in fresh]
+        encoded = self.policy.encode_all([row["prompt"] for row in rows])
+        self._prompts |= {i: Prompt(ids, row, i) for i, ids, row in zip(fresh, encoded, rows, strict=True)}
+        return [self._prompts[i] for i in indices]
 
     def reference(self) -> Reference:
         if self._reference is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from coterie.rollout.episodes import report
 from coterie.rollout.shared_episodes import play_together, prompts_for
 from coterie.sampling import of_step
-from coterie.streams import stream
+from coterie.streams import streams
 from coterie.wiring import wanted
 
 if TYPE_CHECKING:
@@ -82,10 +82,8 @@ class Stage:
         s, task = lead.settings, lead.task
         assert task.world is not None
         rows = [(task.train[i], i) for i in indices]
-        seeds = [
-            [stream(s.seed, "rollout", step, round_, place, k) for k in range(s.rollout.group_size)]
-            for place in range(len(indices))
-        ]
+        each = s.rollout.group_size
+        seeds = [streams(each, s.seed, "rollout", step, round_, place) for place in range(len(indices))]
         return play_together(
             {p.name: p.policy for p in players},
             {p.name: prompts_for(p.policy, p.name, rows) for p in players},

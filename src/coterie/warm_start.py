@@ -98,7 +98,7 @@ def sft_steps(run: Run, lr: float, batch: int) -> Callable[[int], float]:
             return run.policy.sft_loss(prompts, tokens, noise, part, [d for _, _, d in shown])
         assert run.task.reference is not None
         rows = [run.task.train[i] for i in chosen]
-        prompts = [run.policy.encode(r["prompt"]) for r in rows]
+        prompts = run.policy.encode_all([r["prompt"] for r in rows])
         completions = [run.policy.encode_completion(run.task.reference(r)) for r in rows]
         return run.policy.sft_loss(prompts, completions, noise, part=part)
 

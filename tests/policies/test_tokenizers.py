@@ -61,6 +61,18 @@ def test_a_template_that_writes_bos_is_not_given_another(tokenizer):
     assert tokenizer.decode(tokenizers.encode(tokenizer, own, system="c")) == "<bos>s:d;u:b;a:"
 
 
+def test_several_are_encoded_as_each_is(tokenizer):
+    wrap(tokenizer, "<bos> $A <eos>")
+    tokenizer.chat_template = TEMPLATE
+    several = ["ab", [{"role": "user", "content": "b"}], "", "<bos>a<eos>", "cde", [{"role": "user", "content": "ab"}]]
+    for system in (None, "c"):
+        each = [tokenizers.encode(tokenizer, prompt, system) for prompt in several]
+        assert tokenizers.encode_all(tokenizer, several, system) == each
+    assert tokenizers.encode_all(tokenizer, []) == []
+    with pytest.raises(PolicyError, match="has no 'Z', 'é'"):
+        tokenizers.encode_all(tokenizer, ["aé", "<bos>", "aZ"])
+
+
 def test_conversations_that_cannot_be_written(tokenizer):
     talk = [{"role": "user", "content": "b"}]
     with pytest.raises(PolicyError, match="no chat template"):
@@ -80,6 +92,22 @@ def test_unknown_characters_are_named(tokenizer):
 
 def test_decoding_hides_special_tokens_and_cuts_at_the_earliest_stop(tokenizer):
     assert tokenizers.decode(tokenizer, [[3, 4, 2], [3, 5, 4, 5]], ("c", "b")) == ["a", "a"]
+
+
+def test_decoding_all_at_once_gives_what_transformers_gives(tokenizer):
+    ids = [[3, 4, 2], [], [1, 3, 5, 0], [9], [2, 2]]
+    assert tokenizers._decoded_by_backend(tokenizer.__class__)
+    told = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert tokenizers.decode(tokenizer, ids) == told
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked(tokenizer):
+    class Own(tokenizer.__class__):
+        def _decode(self, token_ids, **kwargs):
+            return super()._decode(token_ids, **kwargs).upper()
+
+    own = Own(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>")
+    assert tokenizers.decode(own, [[3, 4, 2], [5]]) == ["AB", "C"]
 
 
 def test_a_missing_pad_token_changes_nothing():

@@ -57,6 +57,9 @@ class Policy(Protocol):
 
     def encode(self, prompt: Any) -> tuple[int, ...]: ...
 
+    def encode_all(self, prompts: Sequence[Any]) -> list[tuple[int, ...]]:
+        """Each of them encoded, together where that is cheaper."""
+
     def encode_completion(self, text: Any) -> Any:
         """A supervised example, as `sft_loss` takes it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -23,40 +24,51 @@ def encode(tokenizer: Any, prompt: str | Sequence[Message], system: str | None =
     becomes the user's message. `tools` of a prompt (see `coterie.environments.tools.Conversation`) are shown by the
     template. Raises PolicyError where there is no template, or nothing to condition on.
     """
-    if isinstance(prompt, str) and system is None:
-        return _encode_text(tokenizer, prompt)
-    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if system is not None and not (messages and messages[0]["role"] == "system"):
-        messages = [{"role": "system", "content": system}, *messages]
-    return _encode_messages(tokenizer, messages, _tools(prompt))
+    return encode_all(tokenizer, [prompt], system)[0]
 
 
-def _encode_text(tokenizer: Any, text: str) -> tuple[int, ...]:
-    _check_characters(tokenizer, text)
-    ids = _ids(tokenizer, text, add_special_tokens=True)
+def encode_all(
+    tokenizer: Any, prompts: Sequence[str | Sequence[Message]], system: str | None = None
+) -> list[tuple[int, ...]]:
+    """What `encode` gives for each of some prompts, by two calls of the tokenizer."""
+    plain = [p for p in prompts if isinstance(p, str)] if system is None else []
+    talks = [_render(tokenizer, p, system) for p in prompts if system is not None or not isinstance(p, str)]
+    texts, chats = iter(_encode_texts(tokenizer, plain)), iter(_ids(tokenizer, talks))
+    return [next(texts) if system is None and isinstance(p, str) else tuple(next(chats)) for p in prompts]
+
+
+def _encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if eos is not None and ids[-1:] == [eos] and _ids(tokenizer, text)[-1:] != [eos]:
-        ids = ids[:-1]
-    if bos is not None and ids[:2] == [bos, bos]:
-        ids = ids[1:]
-    if not ids and bos is not None:
-        ids = [bos]
-    if not ids:
-        raise PolicyError(
-            "the prompt is empty and this tokenizer has no BOS to start from",
-            where="encode",
-            hint="give the prompt at least one token",
-        )
-    return tuple(ids)
+    out = []
+    for text, ids in zip(texts, _ids(tokenizer, texts, add_special_tokens=True), strict=True):
+        if eos is not None and ids[-1:] == [eos] and _ids(tokenizer, [text])[0][-1:] != [eos]:
+            ids = ids[:-1]
+        if bos is not None and ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        if not ids and bos is not None:
+            ids = [bos]
+        if not ids:
+            raise PolicyError(
+                "the prompt is empty and this tokenizer has no BOS to start from",
+                where="encode",
+                hint="give the prompt at least one token",
+            )
+        out.append(tuple(ids))
+    return out
 
 
 def _tools(prompt: Any) -> list[Message] | None:
     return getattr(prompt, "tools", None) or None
 
 
-def _encode_messages(tokenizer: Any, messages: list[Message], tools: list[Message] | None) -> tuple[int, ...]:
+def _render(tokenizer: Any, prompt: str | Sequence[Message], system: str | None) -> str:
+    """A conversation as the chat template writes it."""
     from jinja2 import TemplateError
 
+    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system is not None and not (messages and messages[0]["role"] == "system"):
+        messages = [{"role": "system", "content": system}, *messages]
+    tools = _tools(prompt)
     if not messages:
         raise PolicyError("the conversation has no messages", where="encode", hint="give it at least a user message")
     if not tokenizer.chat_template:
@@ -79,8 +91,7 @@ def _encode_messages(tokenizer: Any, messages: list[Message], tools: list[Messag
             where="encode",
             hint=f"it has roles {[m.get('role') for m in messages]}; check them against the model's template",
         ) from error
-    _check_characters(tokenizer, text)
-    return tuple(_ids(tokenizer, text))
+    return text
 
 
 def reply(
@@ -111,20 +122,22 @@ def reply(
             where="reply",
             hint="give another template: model.chat_template=PATH",
         )
-    ids = _ids(tokenizer, after)
+    (ids,) = _ids(tokenizer, [after])
     eos = tokenizer.eos_token_id
     return tuple(ids[1:] if ended and ids[:1] == [eos] else ids)
 
 
 def encode_completion(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Ids of a completion's text: no special tokens added, no EOS."""
-    _check_characters(tokenizer, text)
-    return tuple(_ids(tokenizer, text))
+    return tuple(_ids(tokenizer, [text])[0])
 
 
 def decode(tokenizer: Any, ids: Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:
     """Texts of completions for graders and people: no special tokens (EOS is one), cut before a stop string."""
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if _decoded_by_backend(tokenizer.__class__):
+        texts = tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True)
+    else:
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     for s in stop:
         texts = [text.partition(s)[0] for text in texts]
     return texts
@@ -136,12 +149,31 @@ def digest(tokenizer: Any) -> str:
     return hashlib.sha256(entries.encode()).hexdigest()[:16]
 
 
-def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool = False) -> list[int]:
+@functools.cache
+def _decoded_by_backend(kind: type) -> bool:
+    """Whether tokenizers of a class decode as the Rust library does. Then that is asked for all texts at once, since
+    transformers asks it for one at a time and looks at every id before.
+    """
+    from transformers import PreTrainedTokenizerFast as Backed
+
+    decoding = ("decode", "batch_decode", "_decode")
+    return issubclass(kind, Backed) and all(getattr(kind, name) is getattr(Backed, name) for name in decoding)
+
+
+def _ids(tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+    if not texts:
+        return []
+    _check_characters(tokenizer, texts)
     # Not truncated and not warned about: the engine compares prompts with the context and says so better.
-    return tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+    return tokenizer(
+        list(texts),
+        add_special_tokens=add_special_tokens,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
 
 
-def _check_characters(tokenizer: Any, text: str) -> None:
+def _check_characters(tokenizer: Any, texts: Sequence[str]) -> None:
     """A word-level vocabulary without an unknown token (the tiny models') fails on new characters: name them."""
     from tokenizers.models import WordLevel
 
@@ -149,11 +181,12 @@ def _check_characters(tokenizer: Any, text: str) -> None:
     if not isinstance(model, WordLevel) or tokenizer.unk_token_id is not None:
         return
     vocabulary = tokenizer.get_vocab().keys()
-    if not set(text) - vocabulary:
+    if not set().union(*texts) - vocabulary:
         return
+    left = list(texts)
     for special in tokenizer.all_special_tokens:
-        text = text.replace(special, "")
-    unknown = sorted(set(text) - vocabulary)
+        left = [text.replace(special, "") for text in left]
+    unknown = sorted(set().union(*left) - vocabulary)
     if unknown:
         raise PolicyError(
             f"the vocabulary has no {', '.join(map(repr, unknown))}",

@@ -50,6 +50,10 @@ class TransformersPolicy:
         """Token ids of a prompt, plain or conversational (see `tokenizers.encode`)."""
         return tokenizers.encode(self.tokenizer, prompt, self.spec.system)
 
+    def encode_all(self, prompts: Sequence[str | Sequence[tokenizers.Message]]) -> list[tuple[int, ...]]:
+        """Token ids of some prompts, each as `encode` gives them."""
+        return tokenizers.encode_all(self.tokenizer, prompts, self.spec.system)
+
     @cached_property
     def vocabulary(self) -> str:
         """A short digest of the tokenizer's vocabulary: recorded token ids mean the same where it is the same."""

@@ -110,7 +110,7 @@ def as_number(
     """A finite float, from a number, a bool, or a scalar of an array library. Raises RewardError for anything else."""
     try:
         number = value.item() if hasattr(value, "item") else value
-        if isinstance(number, bool | int | float) and math.isfinite(number):
+        if isinstance(number, (int, float)) and math.isfinite(number):
             return float(number)
     except (ValueError, RuntimeError, OverflowError):
         pass  # an array of several numbers, or a whole number too large for a float

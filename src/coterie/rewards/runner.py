@@ -53,9 +53,7 @@ class RewardRunner:
         self.functions = list(functions)
         self._every = self.functions if judge is None else [*self.functions, judge]
         self._workers = {f.name: Worker(f.fn, f.name) for f in self._every if f.timeout is not None}
-        self.ahead = Ahead(
-            self.functions, lambda f, text, row: self._attempt(f, Batch([None], [text], [dict(row)], [[]]))
-        )
+        self.ahead = Ahead(self.functions, lambda f, text, row: self._call(f, text, dict(row)))
 
     def close(self) -> None:
         """End the processes. Dropping the runner, or the end of Python, does the same."""
@@ -106,7 +104,7 @@ class RewardRunner:
                 for i, completion in enumerate(completions):
                     asked, answer = begun.get((function.name, i), (None, None))
                     known = asked is not None and asked == completion
-                    grade.one(i, answer if known else self._attempt(function, batch.part(i)))
+                    grade.one(i, answer if known else self._call(function, completion, dict(rows[i])))
             else:
                 answer = answers[function.name] if function.name in answers else self._attempt(function, batch)
                 self._spread(grade, answer)
@@ -144,9 +142,12 @@ class RewardRunner:
         return dict(zip((f.name for f in mine), answers, strict=True))
 
     def _attempt(self, function: WeightedReward, batch: Batch) -> Any:
-        """What a call answers, or a _Failure as a value."""
-        args = (batch.completions[0], dict(batch.rows[0])) if function.per_sample else ()
-        kwargs = {} if function.per_sample else batch.arguments(function)
+        """What a function answers for a batch, or for the one sample in it; or a _Failure as a value."""
+        if function.per_sample:
+            return self._call(function, batch.completions[0], dict(batch.rows[0]))
+        return self._call(function, **batch.arguments(function))
+
+    def _call(self, function: WeightedReward, /, *args: Any, **kwargs: Any) -> Any:
         try:
             if function.timeout is not None:
                 return self._workers[function.name].call(args, kwargs, function.timeout)
@@ -183,10 +184,6 @@ class RewardRunner:
         together = all(a is answer for a in alone) and len(batch) > 1
         for i, value in enumerate(alone):
             grade.one(i, value, together=together)
-
-
-def _alone(completion: str, row: Any) -> Batch:
-    return Batch([None], [completion], [dict(row)], [[]])
 
 
 @dataclass

@@ -63,6 +63,10 @@ class DenoisingPolicy(VelocityModel):
         """The tokens of a prompt."""
         raise NotImplementedError
 
+    def encode_all(self, prompts: Sequence[Any]) -> list[tuple[int, ...]]:
+        """The tokens of each prompt."""
+        return [self.encode(prompt) for prompt in prompts]
+
     def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
         """A prompt, for people."""
         raise NotImplementedError

@@ -12,6 +12,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from coterie.native import draw as native
 from coterie.rollouts import Sampling
 
 _DRAW_ELEMENTS = 2**24
@@ -90,6 +91,8 @@ def draw(
     The token is the first whose cumulative probability exceeds the uniform, so a token of probability zero is never
     returned, whatever the uniform. `temperature=0` is argmax; its log-prob is at temperature 1 over the full support.
     """
+    if not sampling.truncates and native.suits(logits):
+        return native.draw(logits, sampling.temperature, uniforms, entropy)
     rows = max(1, _DRAW_ELEMENTS // logits.shape[-1])
     if logits.shape[0] <= rows:
         return _draw(logits, sampling, uniforms, entropy)
