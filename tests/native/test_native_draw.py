@@ -14,8 +14,8 @@ from coterie.rollouts import Sampling
 
 pytestmark = pytest.mark.skipif(functions() is None, reason="nothing to compile with")
 
-WIDTHS = [1, 7, 8, 16, 17, 255, 256, 257, 4096, 70_001]
-"""A row is summed in stretches of 256, or of more where there would be too many."""
+WIDTHS = [1, 7, 8, 16, 17, 511, 512, 513, 4096, 70_001]
+"""A row is summed in stretches of 512."""
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
@@ -77,6 +77,13 @@ def test_draws_from_what_is_not_a_number(dtype):
 
 def test_the_likeliest_of_equals_is_the_first():
     assert native.draw(torch.zeros(1, 300), 0.0, torch.zeros(1))[0].tolist() == [0]
+
+
+def test_the_widest_rows():
+    logits = torch.zeros(1, native.WIDEST)
+    assert native.suits(logits) and not native.suits(torch.zeros(1, native.WIDEST + 1))
+    tokens, logp, _ = native.draw(logits, 1.0, torch.tensor([0.75]))
+    assert tokens.item() == native.WIDEST * 3 // 4 and logp.item() == pytest.approx(-math.log(native.WIDEST))
 
 
 @both_types

@@ -11,9 +11,13 @@ from torch import Tensor
 from coterie.native import functions, in_lines, pointer
 
 
+WIDEST = 2**20
+"""As in `draw.c`."""
+
+
 def suits(logits: Tensor) -> bool:
     """Whether the compiled function is there and takes these: on a CPU, float32 or bfloat16."""
-    return logits.device.type == "cpu" and functions(logits.dtype) is not None
+    return logits.shape[-1] <= WIDEST and logits.device.type == "cpu" and functions(logits.dtype) is not None
 
 
 def draw(

@@ -32,7 +32,8 @@ _AT_ONCE = 2**20
 
 @dataclass
 class _Call:
-    """What the rows of one call need, a tensor a field, [B]; and the buffers they fill, [B,T]."""
+    """What the rows of one call need, a tensor a field, [B]; and the buffers they fill: the lines of a grid [B,T] one
+    after the other, and a place for what nobody needs."""
 
     specs: list[Sampling]
     ends: Tensor
@@ -40,15 +41,22 @@ class _Call:
     seeds: Tensor
     spec: Tensor
     limit: Tensor
+    width: int
     tokens: Tensor
     mask: Tensor
     logp: Tensor
     stopped: Tensor
-    ended: Tensor
+    """At the tokens after which nothing follows."""
     entropy: Tensor | None
+    ended: Tensor
+    """[B], kept where it is asked for."""
     forbidden: Tensor
     uniforms: Tensor | None
-    """[B,T], where they are few enough to be made at once."""
+    """One a place of the grid, where they are few enough to be made at once."""
+
+    def grid(self, buffer: Tensor) -> Tensor:
+        """[B,T]"""
+        return buffer[:-1].view(-1, self.width)
 
 
 @dataclass
@@ -179,7 +187,8 @@ class LocalEngine:
         if not seeds:
             raise PolicyError("nothing to generate: no request has a seed", where="LocalEngine")
         # Allocated outside inference mode: an inference tensor could not be used in a backward pass later.
-        shape = (len(seeds), max(limit))
+        count, width, dtype = len(seeds), max(limit), _float(self.model.dtype)
+        places = count * width + 1
         call = _Call(
             list(specs),
             torch.tensor(self.stop_ids, dtype=torch.int64, device=device),
@@ -187,45 +196,48 @@ class LocalEngine:
             torch.tensor(seeds, dtype=torch.int64, device=device),
             torch.tensor(spec, device=device),
             torch.tensor(limit, device=device),
-            torch.zeros(shape, dtype=torch.int64, device=device),
-            torch.zeros(shape, dtype=torch.bool, device=device),
-            torch.zeros(shape, dtype=_float(self.model.dtype), device=device),
-            torch.zeros(len(seeds), dtype=torch.bool, device=device),
-            torch.zeros(len(seeds), dtype=torch.bool, device=device),
-            torch.zeros(shape, dtype=_float(self.model.dtype), device=device) if entropy else None,
+            width,
+            torch.zeros(places, dtype=torch.int64, device=device),
+            torch.zeros(places, dtype=torch.bool, device=device),
+            torch.zeros(places, dtype=dtype, device=device),
+            torch.zeros(places, dtype=torch.bool, device=device),
+            torch.zeros(places, dtype=dtype, device=device) if entropy else None,
+            torch.zeros(count, dtype=torch.bool, device=device),
             torch.tensor(self.forbid, dtype=torch.int64, device=device),
             None,
         )
-        if shape[0] * shape[1] <= _AT_ONCE:
-            call.uniforms = uniform(call.seeds.unsqueeze(-1), torch.arange(shape[1], device=device))
-        kept = self._replay(prompts, len(seeds), max(limit))
+        if places <= _AT_ONCE:
+            call.uniforms = uniform(call.seeds.unsqueeze(-1), torch.arange(width, device=device)).flatten()
+        kept = self._replay(prompts, count, width)
         with torch.inference_mode(), evaluating(self.model), nullcontext() if kept is None else kept.writing():
             waiting = [_Waiting(p, rows, max(limit[i] for i in rows)) for p, rows in prompts.items()]
             # Similar lengths come in side by side, and side by side they need little padding.
             self._run(deque(sorted(waiting, key=lambda w: len(w.prompt))), call, until)
+        tokens, mask, logp = (call.grid(x) for x in (call.tokens, call.mask, call.logp))
         if self.kept is not None and kept is not None:
-            kept.finish(prompts, call.tokens, call.mask.sum(-1))
+            kept.finish(prompts, tokens, mask.sum(-1))
             self.kept.calls.append(kept)
-        if call.logp.isnan().any():
+        if logp.isnan().any():
             raise PolicyError(
                 "the model's logits are not numbers (NaN)",
                 where="LocalEngine",
                 hint="its weights diverged or overflow their dtype: lower the learning rate, go back to a checkpoint",
             )
-        width = int(call.mask.any(0).sum())
+        used = int(mask.any(0).sum())
         return Generation(
-            call.tokens[:, :width].clone(),
-            call.mask[:, :width].clone(),
-            call.logp[:, :width].clone(),
-            ~call.stopped,
-            None if call.entropy is None else call.entropy[:, :width].clone(),
+            tokens[:, :used].clone(),
+            mask[:, :used].clone(),
+            logp[:, :used].clone(),
+            ~call.grid(call.stopped).any(-1),
+            None if call.entropy is None else call.grid(call.entropy)[:, :used].clone(),
             None if until is None else call.ended,
         )
 
     def _run(self, queue: deque[_Waiting], call: _Call, until: Until | None) -> None:
         """Decode until nobody waits and every row has ended, or enough have."""
         cohorts: list[_Cohort] = []
-        while (queue or cohorts) and not (until is not None and until(Progress(call.ended, call.tokens, call.mask))):
+        progress = Progress(call.ended, call.grid(call.tokens), call.grid(call.mask))
+        while (queue or cohorts) and not (until is not None and until(progress)):
             admitted = self._admit(queue, cohorts, call)
             if cohorts:
                 if (kept := replay.current()) is not None:
@@ -291,31 +303,31 @@ class LocalEngine:
         rows = _cat([c.rows for c in cohorts])
         place = _cat([c.taken for c in cohorts])
         active = _cat([c.active for c in cohorts])
-        tokens, logp, entropy = self._sample(_cat([c.state.logits for c in cohorts]), call, rows, place)
-        live, at = (rows, place) if bool(active.all()) else (rows[active], place[active])
-        call.tokens[live, at], call.mask[live, at] = tokens[active], True
-        call.logp[live, at] = logp[active]
+        at = torch.where(active, rows * call.width + place, len(call.tokens) - 1)
+        tokens, logp, entropy = self._sample(_cat([c.state.logits for c in cohorts]), call, rows, place, at)
+        call.tokens[at], call.mask[at], call.logp[at] = tokens, active, logp
         if call.entropy is not None and entropy is not None:
-            call.entropy[live, at] = entropy[active]
+            call.entropy[at] = entropy
         stopped = torch.isin(tokens, call.ends) & active
         sizes = [len(c.rows) for c in cohorts]
         if call.stops.any:
-            stopped |= call.stops.hit(call.tokens, call.spec, rows, active & ~stopped, place)
-        call.stopped[rows[stopped]] = True
+            stopped |= call.stops.hit(call.grid(call.tokens), call.spec, rows, active & ~stopped, place)
+        call.stopped[at] = stopped
         going = active & ~stopped & (call.limit[rows] > place + 1)
         call.ended[rows[active & ~going]] = True
         for cohort, mine, ids in zip(cohorts, going.split(sizes), tokens.split(sizes), strict=True):
             cohort.active, cohort.tokens, cohort.taken = mine, ids, cohort.taken + 1
 
-    def _sample(self, logits: Tensor, call: _Call, rows: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Draw position `place` of `rows`, one spec's rows at a time."""
+    def _sample(
+        self, logits: Tensor, call: _Call, rows: Tensor, place: Tensor, at: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Draw position `place` of `rows`, which is `at` in the buffers, one spec's rows at a time."""
         if self.forbid:
             logits = widen(logits).index_fill(-1, call.forbidden, float("-inf"))
-        uniforms = (
-            uniform(call.seeds[rows], place)
-            if call.uniforms is None
-            else call.uniforms[rows, place.clamp_max(call.uniforms.shape[1] - 1)]
-        )
+        if call.uniforms is None:
+            uniforms = uniform(call.seeds[rows], place)
+        else:
+            uniforms = call.uniforms[at.clamp_max(len(call.uniforms) - 1)]
         wanted = call.entropy is not None
         if len(call.specs) == 1:
             return draw(logits, call.specs[0], uniforms, entropy=wanted)
