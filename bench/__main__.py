@@ -22,6 +22,7 @@ BENCHES = {
     "logprob_memory": "peak memory of log-prob and entropy at a vocabulary of 151k",
     "vocabulary_memory": "peak memory of a step at a vocabulary of 151k against TRL",
     "gemm": "share of the machine's matrix-product rate in training and decode",
+    "sampling": "drawing a token a row against transformers, with and without cuts",
     "compile_decode": "decoding with compiled layers against decoding without",
     "overhead": "share of a step outside model compute",
     "optimizers": "state and step of each optimizer against AdamW",

@@ -52,9 +52,9 @@ def _loaded(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str | None]:
 
 def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
     """With the types of its functions."""
-    from coterie.native import attention, decode, draw, pieces
+    from coterie.native import attention, cut, decode, draw, pieces
 
-    for part in (attention, decode, draw, pieces):
+    for part in (attention, cut, decode, draw, pieces):
         part.declare(loaded)
     return loaded
 

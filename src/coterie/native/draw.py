@@ -10,7 +10,6 @@ from torch import Tensor
 
 from coterie.native import functions, in_lines, pointer
 
-
 WIDEST = 2**20
 """As in `draw.c`."""
 

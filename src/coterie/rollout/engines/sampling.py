@@ -12,6 +12,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from coterie.native import cut as native_cut
 from coterie.native import draw as native
 from coterie.rollouts import Sampling
 
@@ -47,6 +48,8 @@ def truncate(logits: Tensor, sampling: Sampling, keep: Tensor | None = None) -> 
 
 def _cut(logits: Tensor, sampling: Sampling) -> Tensor:
     """[N,V] bool: what top-k, top-p and min-p remove."""
+    if native_cut.suits(logits):
+        return native_cut.cut(logits, sampling.top_k, sampling.top_p, sampling.min_p)
     cut = torch.zeros_like(logits, dtype=torch.bool)
     if 0 < sampling.top_k < logits.shape[-1]:
         kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
@@ -91,8 +94,6 @@ def draw(
     The token is the first whose cumulative probability exceeds the uniform, so a token of probability zero is never
     returned, whatever the uniform. `temperature=0` is argmax; its log-prob is at temperature 1 over the full support.
     """
-    if not sampling.truncates and native.suits(logits):
-        return native.draw(logits, sampling.temperature, uniforms, entropy)
     rows = max(1, _DRAW_ELEMENTS // logits.shape[-1])
     if logits.shape[0] <= rows:
         return _draw(logits, sampling, uniforms, entropy)
@@ -102,6 +103,10 @@ def draw(
 
 
 def _draw(logits: Tensor, sampling: Sampling, uniforms: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    if native.suits(logits):
+        if not sampling.truncates or sampling.temperature == 0.0:
+            return native.draw(logits, sampling.temperature, uniforms, entropy)
+        return native.draw(truncate(logits, sampling), 1.0, uniforms, entropy)
     logps = truncate(logits, sampling).log_softmax(-1)
     if sampling.temperature == 0.0:
         tokens = logps.argmax(-1)
