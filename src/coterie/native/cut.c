@@ -21,6 +21,16 @@ typedef struct {
 /* What is kept: all above `least`, and of those that equal it the ones up to the place `last`. */
 typedef struct { float least; int64_t last; } Kept;
 
+static float largest(const float *x, int64_t width) {
+    vec top = allv(-INFINITY);
+    int64_t i = 0;
+    for (; i + WIDE <= width; i += WIDE) top = pickv(loadv(x + i) > top, loadv(x + i), top);
+    float best = -INFINITY;
+    for (int lane = 0; lane < WIDE; lane++) best = top[lane] > best ? top[lane] : best;
+    for (; i < width; i++) best = x[i] > best ? x[i] : best;
+    return best;
+}
+
 static inline int bucket_of(const Row *r, float x) {
     float below = (r->top - x) * PER_NAT;
     return below < BUCKETS - 1 ? (int)below : BUCKETS - 1; /* the last has all that is far below, or not a number */
@@ -93,8 +103,7 @@ void cut(int threads, int64_t n, int64_t width, const float *logits, int64_t top
     for (int64_t i = 0; i < n; i++) {
         Entry *room = rooms + omp_get_thread_num() * width;
         Row r;
-        r.x = logits + i * width, r.width = width, r.top = -INFINITY;
-        for (int64_t j = 0; j < width; j++) r.top = r.x[j] > r.top ? r.x[j] : r.top;
+        r.x = logits + i * width, r.width = width, r.top = largest(r.x, width);
         Kept kept = {-INFINITY, width};
         int some = top_k > 0 && top_k < width;
         if (some || top_p < 1.0) count(&r);
