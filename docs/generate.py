@@ -364,19 +364,24 @@ def verifiers_page() -> str:
 
 def benchmarks_page() -> str:
     """The benches' recorded figures, then each bench's table, with machine and command."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(BENCHES.glob("*.json"))]
+    machines = [BENCHES, *sorted(path.parent for path in BENCHES.glob("*/summary.json"))]
+    files = [path for folder in machines for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     found = [bench for bench in found if isinstance(bench, dict)]
     parts = ["# Benchmarks", "Ratios are measured side by side in one run, on one machine; medians of the runs given."]
     if not found:
         return "\n\n".join([*parts, "There are no recorded results yet.", fence("sh", "make bench")])
-    figures = [f for bench in found for f in bench["figures"]]
-    rows = [[escape(f["name"]), f"{f['ratio']:.3g}", bar(f), str(f["runs"]), f"`{f['command']}`"] for f in figures]
-    parts.append(table(("figure", "measured", "bar", "runs", "command"), rows))
+    figures = [(f, bench["machine"]["cpu"]) for bench in found for f in bench["figures"]]
+    rows = [
+        [escape(f["name"]), f"{f['ratio']:.3g}", bar(f), str(f["runs"]), escape(cpu), f"`{f['command']}`"]
+        for f, cpu in figures
+    ]
+    parts.append(table(("figure", "measured", "bar", "runs", "processor", "command"), rows))
     for bench in found:
         where = bench["machine"]
         shown = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in bench["table"]]
         parts += [
-            f"## {bench['name']}",
+            f"## {bench['name']}, {escape(where['cpu'])}",
             f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads; "
             + ", ".join(f"{name} {version}" for name, version in bench["versions"].items()) + ".",
             table([escape(str(key)) for key in bench["table"][0]], shown) if shown else "",
