@@ -55,6 +55,13 @@ def test_cuts_of_any_widths(width, cuts, threads):
     assert left(apart, *cuts) == want
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-5, 0.02, 60.0])
+def test_cuts_of_flat_and_of_steep_rows(scale):
+    logits = torch.randn(3, 700, generator=torch.Generator().manual_seed(0)) * scale
+    for cuts in ((30, 1.0, 0.0), (0, 0.7, 0.0), (200, 0.9, 0.5)):
+        assert left(logits, *cuts) == [kept(row, *cuts) for row in logits.tolist()]
+
+
 @given(
     st.lists(st.sampled_from([-math.inf, -90.0, -30.0, -1.0, 0.0, 0.03, 1.0, 64.0]), min_size=1, max_size=40),
     st.integers(0, 12),

@@ -6,7 +6,7 @@
 #include "vectors.h"
 
 #define BUCKETS 1024
-#define PER_NAT 16
+#define FAR 64.0f /* nats below the top, at which too little is left to be told apart */
 
 typedef struct { float logit; int32_t place; } Entry;
 
@@ -15,24 +15,37 @@ typedef struct {
     const float *x;
     int64_t width, count[BUCKETS];
     double mass[BUCKETS];
-    float top;
+    float top, per_nat;
 } Row;
 
 /* What is kept: all above `least`, and of those that equal it the ones up to the place `last`. */
 typedef struct { float least; int64_t last; } Kept;
 
-static float largest(const float *x, int64_t width) {
-    vec top = allv(-INFINITY);
+/* Where the row's logits begin, and how many buckets there are for a nat. */
+static void measure(Row *r) {
+    vec high = allv(-INFINITY), low = allv(INFINITY);
+    float top = -INFINITY, bottom = INFINITY;
     int64_t i = 0;
-    for (; i + WIDE <= width; i += WIDE) top = pickv(loadv(x + i) > top, loadv(x + i), top);
-    float best = -INFINITY;
-    for (int lane = 0; lane < WIDE; lane++) best = top[lane] > best ? top[lane] : best;
-    for (; i < width; i++) best = x[i] > best ? x[i] : best;
-    return best;
+    for (; i + WIDE <= r->width; i += WIDE) {
+        vec some = loadv(r->x + i);
+        high = pickv(some > high, some, high);
+        low = pickv(some < low, some, low);
+    }
+    for (int lane = 0; lane < WIDE; lane++) {
+        top = high[lane] > top ? high[lane] : top;
+        bottom = low[lane] < bottom ? low[lane] : bottom;
+    }
+    for (; i < r->width; i++) {
+        top = r->x[i] > top ? r->x[i] : top;
+        bottom = r->x[i] < bottom ? r->x[i] : bottom;
+    }
+    float range = top - bottom < FAR ? top - bottom : FAR;
+    r->top = top;
+    r->per_nat = (BUCKETS - 1) / (range > 1e-3f ? range : 1e-3f);
 }
 
 static inline int bucket_of(const Row *r, float x) {
-    float below = (r->top - x) * PER_NAT;
+    float below = (r->top - x) * r->per_nat;
     return below < BUCKETS - 1 ? (int)below : BUCKETS - 1; /* the last has all that is far below, or not a number */
 }
 
@@ -103,7 +116,8 @@ void cut(int threads, int64_t n, int64_t width, const float *logits, int64_t top
     for (int64_t i = 0; i < n; i++) {
         Entry *room = rooms + omp_get_thread_num() * width;
         Row r;
-        r.x = logits + i * width, r.width = width, r.top = largest(r.x, width);
+        r.x = logits + i * width, r.width = width;
+        measure(&r);
         Kept kept = {-INFINITY, width};
         int some = top_k > 0 && top_k < width;
         if (some || top_p < 1.0) count(&r);
