@@ -30,18 +30,22 @@ def encode(tokenizer: Any, prompt: str | Sequence[Message], system: str | None =
 def encode_all(
     tokenizer: Any, prompts: Sequence[str | Sequence[Message]], system: str | None = None
 ) -> list[tuple[int, ...]]:
-    """What `encode` gives for each of some prompts, by two calls of the tokenizer."""
-    plain = [p for p in prompts if isinstance(p, str)] if system is None else []
-    talks = [_render(tokenizer, p, system) for p in prompts if system is not None or not isinstance(p, str)]
-    texts, chats = iter(_encode_texts(tokenizer, plain)), iter(_ids(tokenizer, talks))
-    return [next(texts) if system is None and isinstance(p, str) else tuple(next(chats)) for p in prompts]
+    """What `encode` gives for each of some prompts, by a few calls of the tokenizer in all."""
+    plain = [isinstance(p, str) and system is None for p in prompts]
+    texts = iter(_encode_texts(tokenizer, [str(p) for p, alone in zip(prompts, plain, strict=True) if alone]))
+    talks = [_render(tokenizer, p, system) for p, alone in zip(prompts, plain, strict=True) if not alone]
+    chats = iter(_ids(tokenizer, talks))
+    return [next(texts) if alone else tuple(next(chats)) for alone in plain]
 
 
 def _encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    every = _ids(tokenizer, texts, add_special_tokens=True)
+    closed = [eos is not None and ids[-1:] == [eos] for ids in every]
+    bare = iter(_ids(tokenizer, [text for text, ends in zip(texts, closed, strict=True) if ends]))
     out = []
-    for text, ids in zip(texts, _ids(tokenizer, texts, add_special_tokens=True), strict=True):
-        if eos is not None and ids[-1:] == [eos] and _ids(tokenizer, [text])[0][-1:] != [eos]:
+    for ids, ends in zip(every, closed, strict=True):
+        if ends and next(bare)[-1:] != [eos]:
             ids = ids[:-1]
         if bos is not None and ids[:2] == [bos, bos]:
             ids = ids[1:]
@@ -134,13 +138,17 @@ def encode_completion(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 def decode(tokenizer: Any, ids: Sequence[Sequence[int]], stop: Sequence[str] = ()) -> list[str]:
     """Texts of completions for graders and people: no special tokens (EOS is one), cut before a stop string."""
-    if _decoded_by_backend(tokenizer.__class__):
-        texts = tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True)
-    else:
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = spell(tokenizer, ids, skip_special_tokens=True)
     for s in stop:
         texts = [text.partition(s)[0] for text in texts]
     return texts
+
+
+def spell(tokenizer: Any, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+    """Texts of token ids as they are, with nothing cleaned up."""
+    if _decoded_by_backend(tokenizer.__class__):
+        return tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=skip_special_tokens)
+    return tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
 
 def digest(tokenizer: Any) -> str:

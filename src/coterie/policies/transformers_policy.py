@@ -65,7 +65,7 @@ class TransformersPolicy:
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Each token's own text, for people to look at."""
-        return self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+        return tokenizers.spell(self.tokenizer, [[i] for i in ids], skip_special_tokens=False)
 
     def decision_texts(self, rollouts: Rollouts) -> list[list[str]]:
         """The text of each token that was chosen."""

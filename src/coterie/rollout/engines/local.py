@@ -49,7 +49,7 @@ class _Call:
     """At the tokens after which nothing follows."""
     entropy: Tensor | None
     ended: Tensor
-    """[B], kept where it is asked for."""
+    """[B]"""
     forbidden: Tensor
     uniforms: Tensor | None
     """One a place of the grid, where they are few enough to be made at once."""

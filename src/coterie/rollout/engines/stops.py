@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coterie.policies.tokenizers import spell
 from coterie.rollouts import Sampling
 
 
@@ -37,9 +38,7 @@ class StopStrings:
         which = [i for i, s in enumerate(specs) if self.stops[s]]
         if not which:
             return found
-        texts = self.tokenizer.batch_decode(
-            [tails[i][: sizes[i]] for i in which], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        texts = spell(self.tokenizer, [tails[i][: sizes[i]] for i in which], skip_special_tokens=False)
         ended = [i for i, text in zip(which, texts, strict=True) if any(s in text for s in self.stops[specs[i]])]
         found[places[ended]] = True
         return found
