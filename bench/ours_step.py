@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from bench.protocol import Channel, forget_peak, peak_mib, read_rows
+from bench.protocol import Channel, columns, forget_peak, peak_mib, read_rows
 from bench.rewards import REWARDS
 
 
@@ -57,8 +57,7 @@ def evaluate(run: Any, config: dict[str, Any]) -> float:
     rows = read_rows(config["held_out"])
     samples = config["eval_samples"]
     made = complete(run.policy, rows, Sampling(max_tokens=config["max_tokens"]), samples, run.step, "bench")
-    answers = [row["answer"] for row in rows for _ in range(samples)]
-    marks = REWARDS[config["reward"]](made.texts, answer=answers)
+    marks = REWARDS[config["reward"]](made.texts, **columns(rows, samples))
     return sum(marks) / len(marks)
 
 

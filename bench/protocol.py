@@ -27,9 +27,14 @@ class Channel:
         return line.strip()
 
 
-def read_rows(path: str) -> list[dict[str, str]]:
+def read_rows(path: str) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def columns(rows: list[dict[str, Any]], samples: int) -> dict[str, list[Any]]:
+    """What reward functions take beside completions: each column of the rows but the prompt, `samples` times each."""
+    return {key: [row[key] for row in rows for _ in range(samples)] for key in rows[0] if key != "prompt"}
 
 
 def peak_mib() -> float:

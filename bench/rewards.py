@@ -1,4 +1,4 @@
-"""Reward functions both sides call, with TRL's signature. Standard library only: two environments import this."""
+"""Reward functions both sides call, with TRL's signature. Two environments import this."""
 
 from __future__ import annotations
 
@@ -17,4 +17,11 @@ def exact(completions: list[str], answer: list[str], **columns: Any) -> list[flo
     return [float(text.strip() == right) for text, right in zip(completions, answer, strict=True)]
 
 
-REWARDS = {"digit_share": digit_share, "exact": exact}
+def countdown(completions: list[str], numbers: list[list[int]], target: list[int], **columns: Any) -> list[float]:
+    """1 where the completion makes the target of the numbers, each used once."""
+    from coterie.tasks.countdown import solves
+
+    return [float(solves(text, *row)) for text, *row in zip(completions, numbers, target, strict=True)]
+
+
+REWARDS = {"digit_share": digit_share, "exact": exact, "countdown": countdown}

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from bench.protocol import Channel, forget_peak, peak_mib, read_rows
+from bench.protocol import Channel, columns, forget_peak, peak_mib, read_rows
 from bench.rewards import REWARDS
 
 
@@ -101,15 +101,16 @@ def evaluate(model: Any, tokenizer: Any, config: dict[str, Any]) -> float:
     """Mean reward of sampled completions of the held-out prompts."""
     import torch
 
-    rows = [row for row in read_rows(config["held_out"]) for _ in range(config["eval_samples"])]
-    encoded = tokenizer([row["prompt"] for row in rows], return_tensors="pt", padding=True, padding_side="left")
+    rows, samples = read_rows(config["held_out"]), config["eval_samples"]
+    prompts = [row["prompt"] for row in rows for _ in range(samples)]
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     with torch.no_grad():
         made = model.generate(
             input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], do_sample=True, temperature=1.0,
             top_k=0, max_new_tokens=config["max_tokens"], pad_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
     texts = tokenizer.batch_decode(made[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-    marks = REWARDS[config["reward"]](texts, answer=[row["answer"] for row in rows])
+    marks = REWARDS[config["reward"]](texts, **columns(rows, samples))
     return sum(marks) / len(marks)
 
 

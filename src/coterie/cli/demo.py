@@ -15,6 +15,7 @@ from coterie.recipe import resolve
 RECIPES = Path(__file__).parents[1] / "recipes"
 DEMOS = {
     "sort": "demo.yaml",
+    "countdown": "countdown.yaml",
     "flow": "flow.yaml",
     "masked-diffusion": "masked-diffusion.yaml",
     "agent": "frozen-lake.yaml",
