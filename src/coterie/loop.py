@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from coterie.clock import Clock
@@ -21,6 +25,19 @@ from coterie.warm_start import warm_start
 from coterie.wiring import wanted
 
 
+@contextmanager
+def settled() -> Iterator[None]:
+    """Meanwhile Python's collector passes over what stands by now: libraries, the model and the data. Looking through
+    that takes longer than a small step.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@settled()
 def train(run: Run, reporter: Reporter) -> None:
     """Run until the recipe's steps are done, or until the reporter says that the user wants to stop."""
     if not run.started:
