@@ -1,6 +1,6 @@
 """Training seconds to 80% sampled held-out accuracy against TRL from the same warm start: the demo, and countdown.
 
-A demo's recipe warm-starts a model once and saves it; both trainers start from that folder with the same prompts,
+A demo's recipe warm-starts a model and saves it; both trainers start from that folder with the same prompts,
 batch, learning rate and clipping, and are evaluated by their own sampler. Evaluations are not in the time.
 """
 
@@ -82,13 +82,12 @@ def _warm_started(setting: dict[str, Any], seed: int) -> dict[str, Any]:
     name, keys = setting["demo"], ("prompt", *setting["columns"])
     recipe = resolve(file=RECIPES / DEMOS[name], overrides=[f"seed={seed}"])
     settings, folder = recipe.settings, SCRATCH / f"demo-{name}-{seed}"
-    if not (folder / "model" / "config.json").exists():
-        use_threads(recipe.settings.threads)
-        run = build(recipe)
-        warm_start(run, lambda text: None)
-        for side, rows in (("train", run.task.train), ("held_out", run.task.held_out[:256])):
-            write_rows(folder / f"{side}.jsonl", [{key: row[key] for key in keys} for row in rows])
-        run.policy.save(folder / "model")
+    use_threads(settings.threads)
+    run = build(recipe)
+    warm_start(run, lambda text: None)
+    for side, rows in (("train", run.task.train), ("held_out", run.task.held_out[:256])):
+        write_rows(folder / f"{side}.jsonl", [{key: row[key] for key in keys} for row in rows])
+    run.policy.save(folder / "model")
     return {
         "model": str(folder / "model"), "data": str(folder / "train.jsonl"), "held_out": str(folder / "held_out.jsonl"),
         "eval_samples": 2, "reward": setting["reward"], "prompts": settings.draw.prompts,

@@ -11,7 +11,8 @@ from bench import BenchError
 ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = ROOT / "bench" / "scratch"
 TRL_HOME = ROOT / "bench" / ".venv-trl"
-TRL = ["trl==1.16.0", "transformers", "datasets", "accelerate"]
+TRL = ["trl==1.16.0", "transformers", "datasets", "accelerate", "pydantic"]
+"""pydantic is for coterie.tasks, whose verifiers reward both sides (bench/rewards.py)."""
 LIGER = ["liger-kernel==0.8.0", "triton==3.9.0"]
 
 

@@ -1,4 +1,4 @@
-"""Reward functions both sides call, with TRL's signature. Two environments import this."""
+"""Reward functions both sides call, with TRL's signature. Two environments import this: of coterie, tasks alone."""
 
 from __future__ import annotations
 
